@@ -1,0 +1,1 @@
+"""The operator: reconciles TrainingRun objects into pods. Imports no torch."""

@@ -1,0 +1,87 @@
+"""Names and small files of a checkpoint prefix, readable by both halves without torch.
+
+    <uri>/owner.json                                   whose prefix this is (create-only)
+    <uri>/data/<generation>-<step>/<file>              index.json, state files, safetensors shards
+    <uri>/markers/<generation>-<step>.json             written last, create-only: the checkpoint exists
+
+A checkpoint without a marker does not exist. Keys carry the generation, so a process of an old generation can never
+overwrite what a newer one wrote. A marker names its parent; the newest checkpoint of the current lineage is that of the
+highest (generation, step): after a roll-back the abandoned branch has a lower generation and does not win.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+FORMAT_VERSION = 1
+OWNER_KEY = "owner.json"
+MARKERS = "markers/"
+DATA = "data/"
+INDEX_FILE = "index.json"
+
+_NAME = re.compile(r"^(\d{6,})-(\d{10,})$")
+
+
+@dataclass(frozen=True, order=True)
+class CheckpointId:
+    """Identity and order of a checkpoint within its prefix."""
+
+    generation: int
+    step: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.generation:06d}-{self.step:010d}"
+
+    @property
+    def marker_key(self) -> str:
+        return f"{MARKERS}{self.name}.json"
+
+    @property
+    def data_prefix(self) -> str:
+        return f"{DATA}{self.name}/"
+
+    @classmethod
+    def parse(cls, name: str) -> "CheckpointId | None":
+        """Of a name such as 000003-0000000120; None if it is something else."""
+        match = _NAME.match(name)
+        return cls(int(match[1]), int(match[2])) if match else None
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    name: str  # below data_prefix
+    size: int  # bytes
+    sha256: str  # hex, of the whole file
+
+
+@dataclass(frozen=True)
+class Marker:
+    """The commit record of one checkpoint."""
+
+    format: int
+    generation: int
+    step: int
+    parent: str | None  # name of the checkpoint that this generation resumed from, or its own previous one
+    world_size: int
+    files: tuple[StoredFile, ...]
+    time: float  # seconds since the epoch
+    run_uid: str = ""
+    everstep: str = ""  # version of the package that wrote it
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Whose prefix this is. Two runs on one URI are refused; a re-created run (same name, new uid) says it continues."""
+
+    namespace: str
+    name: str
+    uid: str
+    time: float = 0.0
+    extra: dict[str, str] = field(default_factory=dict)
+
+
+def newest_first(marker_keys: Iterable[str]) -> list[CheckpointId]:
+    """Checkpoints named by the keys of a listing of markers/, in the order in which a resume tries them."""
+    ids = (CheckpointId.parse(key.rsplit("/", 1)[-1].removesuffix(".json")) for key in marker_keys)
+    return sorted((i for i in ids if i is not None), reverse=True)

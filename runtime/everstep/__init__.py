@@ -1,0 +1,39 @@
+"""Everstep's runtime: `import everstep as L`. What runs in the pods, and what users import.
+
+Names load when they are first used (PEP 562): importing this package, or a sub-module that needs no torch, loads none.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+#: Public name -> the module that defines it.
+_HOME = {
+    "Callback": "everstep.callbacks",
+    "LightningDataModule": "everstep.data",
+    "LightningModule": "everstep.module",
+    "Trainer": "everstep.trainer",
+    "seed_everything": "everstep.seed",
+}
+
+__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "__version__", "seed_everything"]
+
+if TYPE_CHECKING:
+    from everstep.callbacks import Callback
+    from everstep.data import LightningDataModule
+    from everstep.module import LightningModule
+    from everstep.seed import seed_everything
+    from everstep.trainer import Trainer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'everstep' has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
