@@ -1,12 +1,15 @@
 """Names and small files of a checkpoint prefix, readable by both halves without torch.
 
     <uri>/owner.json                                   whose prefix this is (create-only)
-    <uri>/data/<generation>-<step>/<file>              index.json, state files, safetensors shards
-    <uri>/markers/<generation>-<step>.json             written last, create-only: the checkpoint exists
+    <uri>/data/<generation>-<call>-<step>/<file>       index.json, state files, safetensors shards
+    <uri>/markers/<generation>-<call>-<step>.json      written last, create-only: the checkpoint exists
+
+`call` is the number of Trainer calls of the script that were complete: saves during the first `fit` have call 0, the one
+that records its end has call 1 at the same step.
 
 A checkpoint without a marker does not exist. Keys carry the generation, so a process of an old generation can never
 overwrite what a newer one wrote. A marker names its parent; the newest checkpoint of the current lineage is that of the
-highest (generation, step): after a roll-back the abandoned branch has a lower generation and does not win.
+highest (generation, call, step): after a roll-back the abandoned branch has a lower generation and does not win.
 """
 
 import re
@@ -19,7 +22,7 @@ MARKERS = "markers/"
 DATA = "data/"
 INDEX_FILE = "index.json"
 
-_NAME = re.compile(r"^(\d{6,})-(\d{10,})$")
+_NAME = re.compile(r"^(\d{6,})-(\d{3,})-(\d{10,})$")
 
 
 @dataclass(frozen=True, order=True)
@@ -27,11 +30,12 @@ class CheckpointId:
     """Identity and order of a checkpoint within its prefix."""
 
     generation: int
+    call: int
     step: int
 
     @property
     def name(self) -> str:
-        return f"{self.generation:06d}-{self.step:010d}"
+        return f"{self.generation:06d}-{self.call:03d}-{self.step:010d}"
 
     @property
     def marker_key(self) -> str:
@@ -43,9 +47,9 @@ class CheckpointId:
 
     @classmethod
     def parse(cls, name: str) -> "CheckpointId | None":
-        """Of a name such as 000003-0000000120; None if it is something else."""
+        """Of a name such as 000003-000-0000000120; None if it is something else."""
         match = _NAME.match(name)
-        return cls(int(match[1]), int(match[2])) if match else None
+        return cls(int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Marker:
 
     format: int
     generation: int
+    call: int
     step: int
     parent: str | None  # name of the checkpoint that this generation resumed from, or its own previous one
     world_size: int

@@ -1,0 +1,93 @@
+"""The port: all that the operator asks of a cluster. Adapters: `local` (a pod is a process group), later Kubernetes.
+
+Every adapter passes the one conformance suite in tests/cluster_conformance.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from everstep_operator.api.trainingrun import Status, TrainingRun
+from everstep_operator.plan.model import Pod, PodSpec
+from everstep_protocol.messages import Intent, Report
+
+
+class ClusterError(Exception):
+    """Something the cluster refused or could not do; the message is a sentence for people."""
+
+
+class NotFound(ClusterError):
+    """No such object (any more)."""
+
+
+class AlreadyExists(ClusterError):
+    """The name is taken. Done only if the holder is ours (same run uid) and not terminating."""
+
+
+class Conflict(ClusterError):
+    """A precondition failed: another resourceVersion, another uid."""
+
+
+class Unavailable(ClusterError):
+    """The cluster does not answer now; try again later."""
+
+
+@dataclass(frozen=True)
+class RunKey:
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something about this run may have changed. Level-triggered: look again, do not trust the content."""
+
+    key: RunKey
+    what: str  # "run" | "pod" | "resync", for logs only
+
+
+class Cluster(Protocol):
+    async def get_run(self, key: RunKey) -> TrainingRun:
+        """The object with metadata.uid, metadata.resourceVersion and status. Raises NotFound."""
+        ...
+
+    async def save_status(self, run: TrainingRun, status: Status) -> TrainingRun:
+        """Write the status if run.metadata.resourceVersion is still current; the object with its new one.
+
+        Raises Conflict, NotFound.
+        """
+        ...
+
+    async def list_pods(self, run: TrainingRun) -> list[Pod]:
+        """The pods of this run's uid, terminating ones included, straight from the source (never from a stale watch)."""
+        ...
+
+    async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
+        """Raises AlreadyExists, also if the holder of the name is terminating."""
+        ...
+
+    async def delete_pod(self, run: TrainingRun, name: str, uid: str, grace_seconds: float) -> None:
+        """SIGTERM, and SIGKILL after the grace; 0 kills at once. A second delete may only shorten the grace.
+
+        Raises NotFound, or Conflict if the pod of that name has another uid.
+        """
+        ...
+
+    async def evict_pod(self, run: TrainingRun, name: str) -> None:
+        """As a drain does it: a delete that marks the pod `disrupted`. Raises NotFound."""
+        ...
+
+    async def get_report(self, run: TrainingRun) -> Report | None:
+        """GET /progress of the run's coordinator; None while it does not answer."""
+        ...
+
+    async def send_intent(self, run: TrainingRun, intent: Intent) -> Report | None:
+        """PUT the intent; None while the coordinator does not answer."""
+        ...
+
+    def watch(self) -> AsyncIterator[Event]:
+        """Events of all runs, without end. May repeat, may come late, may be dropped: a resync event comes regularly."""
+        ...
