@@ -1,0 +1,49 @@
+# The same verbs for people and for CI. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Never put the current folder on sys.path: operator/ must not stand in front of the standard library's `operator`.
+export PYTHONSAFEPATH := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check generate bench clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+
+setup: $(STAMP)  ## make .venv with everything that the other verbs need (they call this themselves)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "everstep needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## the main job: train on three nodes, lose a rank, resume, finish with the same weights
+	$(BIN)/python examples/digits/demo.py
+
+test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves
+	$(BIN)/python -m pytest -q -n 2 -m "not serial"
+	$(BIN)/python -m pytest -q -m serial
+
+check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m everstep_operator.api.crd --check
+
+generate: $(STAMP)  ## write the files that come from the API models
+	$(BIN)/python -m everstep_operator.api.crd
+
+bench: $(STAMP)  ## measure: cost per step, recovery, memory (tables of ratios to a peer in the same run)
+	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/footprint.py
+
+clean:  ## remove .venv, caches, build/ and the state of local runs
+	rm -rf $(VENV) build dist .everstep .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
