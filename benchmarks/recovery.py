@@ -77,7 +77,9 @@ def start_torchrun(folder: Path, nodes: int, script: list[str]) -> list[subproce
     command = ["torchrun", "--nnodes", str(nodes), "--nproc-per-node", "1", "--max-restarts", "5"]
     command += ["--rdzv-backend", "c10d", "--rdzv-id", "benchmark", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     return [
-        subprocess.Popen([*command, "--local-addr", "127.0.0.1", *script], env=settings, stdout=log, stderr=log, cwd=folder)
+        subprocess.Popen(
+            [*command, "--local-addr", "127.0.0.1", *script], env=settings, stdout=log, stderr=log, cwd=folder
+        )
         for _ in range(nodes)
     ]
 
@@ -132,7 +134,9 @@ def main() -> None:
             results.append(measure(launcher, args.nodes))
             print(f"round {number + 1}, {launcher}: {results[-1].recovery:.2f} s", file=sys.stderr)
     own = median(o.recovery for o in outcomes["everstep"])
-    print(f"{'launcher':10} {'SIGKILL to next step, s':>24} {'min':>6} {'max':>6} {'ratio':>7} {'steps redone':>13} {'finished':>9}")
+    print(
+        f"{'launcher':10} {'SIGKILL to next step, s':>24} {'min':>6} {'max':>6} {'ratio':>7} {'steps redone':>13} {'finished':>9}"
+    )
     for launcher, results in outcomes.items():
         times = [o.recovery for o in results]
         redone = median(o.redone for o in results)

@@ -55,7 +55,9 @@ def network() -> nn.Sequential:
 
 def loader(steps: int) -> DataLoader[tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
-    data = TensorDataset(torch.randn(steps * 16, 32, generator=generator), torch.randn(steps * 16, 1, generator=generator))
+    data = TensorDataset(
+        torch.randn(steps * 16, 32, generator=generator), torch.randn(steps * 16, 1, generator=generator)
+    )
     return DataLoader(data, batch_size=16, shuffle=True)
 
 
@@ -124,7 +126,19 @@ def system_calls(which: str, steps: int) -> float | None:
         return None
 
     def count(n: int) -> int:
-        command = ["strace", "-f", "-c", "-U", "calls,name", sys.executable, __file__, "--only", which, "--steps", str(n)]
+        command = [
+            "strace",
+            "-f",
+            "-c",
+            "-U",
+            "calls,name",
+            sys.executable,
+            __file__,
+            "--only",
+            which,
+            "--steps",
+            str(n),
+        ]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         total = re.findall(r"^\s*(\d+)\s+total$", text, re.M)
         if not total:
@@ -139,7 +153,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--blocks", type=int, default=9)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--only", choices=["plain", "everstep"], help="run one loop once, and print nothing (for strace)")
+    parser.add_argument(
+        "--only", choices=["plain", "everstep"], help="run one loop once, and print nothing (for strace)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # about num_workers; the data is in memory

@@ -76,7 +76,9 @@ def test_import_operator_under_every_tool(tool: str) -> None:
     done = subprocess.run(
         [sys.executable, "-v", str(BIN / tool), "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    origins = re.findall(r"^# (?:code object from|\S+ matches) '?(\S*/operator(?:\.py|/__init__\.py))", done.stderr, re.M)
+    origins = re.findall(
+        r"^# (?:code object from|\S+ matches) '?(\S*/operator(?:\.py|/__init__\.py))", done.stderr, re.M
+    )
     assert origins, "the interpreter told nothing of `operator`"
     assert {Path(origin).parent for origin in origins} == {STDLIB}
 
