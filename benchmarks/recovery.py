@@ -134,9 +134,8 @@ def main() -> None:
             results.append(measure(launcher, args.nodes))
             print(f"round {number + 1}, {launcher}: {results[-1].recovery:.2f} s", file=sys.stderr)
     own = median(o.recovery for o in outcomes["everstep"])
-    print(
-        f"{'launcher':10} {'SIGKILL to next step, s':>24} {'min':>6} {'max':>6} {'ratio':>7} {'steps redone':>13} {'finished':>9}"
-    )
+    columns = f"{'SIGKILL to next step, s':>24} {'min':>6} {'max':>6} {'ratio':>7} {'steps redone':>13} {'finished':>9}"
+    print(f"{'launcher':10} {columns}")
     for launcher, results in outcomes.items():
         times = [o.recovery for o in results]
         redone = median(o.redone for o in results)

@@ -1,4 +1,4 @@
-"""`make demo`: one manifest trains on three nodes, loses a rank to SIGKILL, resumes, and finishes with the same weights.
+"""`make demo`: one manifest trains on three nodes, loses a rank, resumes, and finishes with the same weights.
 
 1. `everstep run -f trainingrun.yaml` with its own S3 server; at 40 % another process kills a rank.
 2. The same manifest again, in a second state folder, with a second server, undisturbed.

@@ -26,7 +26,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def find_rank(uid: str, rank: int) -> int | None:
-    """The pid of a rank of the run: the oldest process that has both in its environment (its own children inherit it)."""
+    """The pid of a rank of the run: the oldest process with both in its environment (children inherit it)."""
     wanted = {f"EVERSTEP_RUN_UID={uid}".encode(), f"RANK={rank}".encode()}
     found = []
     for folder in Path("/proc").glob("[0-9]*"):

@@ -1,4 +1,4 @@
-"""Delay before a restart: exponential, bounded, and spread by a hash instead of a dice, so that it is a pure function."""
+"""Delay before a restart: exponential, bounded, spread by a hash, not by dice: a pure function."""
 
 import hashlib
 from dataclasses import dataclass

@@ -4,8 +4,8 @@
     <uri>/data/<generation>-<call>-<step>/<file>       index.json, state files, safetensors shards
     <uri>/markers/<generation>-<call>-<step>.json      written last, create-only: the checkpoint exists
 
-`call` is the number of Trainer calls of the script that were complete: saves during the first `fit` have call 0, the one
-that records its end has call 1 at the same step.
+`call` is the number of Trainer calls of the script that were complete: saves during the first `fit` have call 0, the
+one that records its end has call 1 at the same step.
 
 A checkpoint without a marker does not exist. Keys carry the generation, so a process of an old generation can never
 overwrite what a newer one wrote. A marker names its parent; the newest checkpoint of the current lineage is that of the
@@ -77,7 +77,7 @@ class Marker:
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose prefix this is. Two runs on one URI are refused; a re-created run (same name, new uid) says it continues."""
+    """Whose prefix this is. Two runs on one URI are refused; a re-created one (same name, new uid) continues."""
 
     namespace: str
     name: str

@@ -1,7 +1,7 @@
 """The one command `everstep`. Its sub-commands come through the entry-point group `everstep.commands`.
 
-A sub-command is a module with `HELP` (one line), `add_arguments(parser)` and `main(args) -> int`. It imports whatever is
-heavy inside `main`, so that `everstep --help` stays quick.
+A sub-command is a module with `HELP` (one line), `add_arguments(parser)` and `main(args) -> int`. It imports whatever
+is heavy inside `main`, so that `everstep --help` stays quick.
 """
 
 import argparse

@@ -35,7 +35,7 @@ def test_operator_has_no_init() -> None:
 
 
 def test_import_operator_is_the_standard_library_from_every_folder() -> None:
-    # One interpreter that walks the folders: a fresh finder cache each time, the folder first on the path as `python x.py` does.
+    # One interpreter walks the folders: fresh caches each time, the folder first on the path as `python x.py` puts it.
     code = """
 import importlib, json, sys
 for folder in json.loads(sys.argv[1] if len(sys.argv) > 1 else sys.stdin.read()):
