@@ -54,7 +54,7 @@ def decode(cls: type[T], data: Any) -> T:
 
 
 @cache
-def _fields(cls: type) -> list[tuple[str, Any, bool]]:
+def _fields(cls: Any) -> list[tuple[str, Any, bool]]:
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return [
