@@ -45,7 +45,7 @@ def decode(cls: type[T], data: Any) -> T:
     if not isinstance(data, dict):
         raise BadMessage(f"{cls.__name__}: expected an object, got {type(data).__name__}")
     values: dict[str, Any] = {}
-    for name, hint, required in _fields(cls):
+    for name, hint, required in _fields(typing.cast(type, cls)):
         if name in data:
             values[name] = _value(hint, data[name], f"{cls.__name__}.{name}")
         elif required:
@@ -54,7 +54,7 @@ def decode(cls: type[T], data: Any) -> T:
 
 
 @cache
-def _fields(cls: Any) -> list[tuple[str, Any, bool]]:
+def _fields(cls: type) -> list[tuple[str, Any, bool]]:
     hints = typing.get_type_hints(cls)
     missing = dataclasses.MISSING
     return [
