@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from everstep_operator.api.trainingrun import Status
 from everstep_protocol.messages import Intent, Report
 from everstep_protocol.reasons import Failure
+
+from everstep_operator.api.trainingrun import Status
 
 
 @dataclass(frozen=True)

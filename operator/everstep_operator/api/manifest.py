@@ -1,0 +1,275 @@
+"""Read a manifest as people write it, and say in sentences what is wrong with it."""
+
+import difflib
+import json
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from everstep_operator.api.trainingrun import API_VERSION, KIND, TrainingRun
+
+#: Of Kubernetes' ObjectMeta; what Everstep does not read is legal in a manifest all the same.
+_OBJECT_META = frozenset(
+    [
+        "name",
+        "namespace",
+        "labels",
+        "annotations",
+        "uid",
+        "resourceVersion",
+        "generation",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "finalizers",
+        "generateName",
+        "managedFields",
+        "ownerReferences",
+        "selfLink",
+    ]
+)
+_SHOWN_ERRORS = 10
+
+
+class ManifestError(Exception):
+    """The manifest cannot be used; the message says why and what to do."""
+
+
+def load(path: str | Path) -> TrainingRun:
+    """The TrainingRun in a YAML or JSON file.
+
+    Raises:
+        ManifestError: there is no such file, or no TrainingRun in it, or one that breaks a rule.
+    """
+    path = Path(path)
+    return parse(_read(path), str(path))
+
+
+def parse(text: str, source: str) -> TrainingRun:
+    """The TrainingRun in a text; `source` names it in messages.
+
+    Raises:
+        ManifestError: as `load`.
+    """
+    document = _document(text, source)
+    _check_kind(document, source)
+    errors = _unknown_metadata(document)
+    try:
+        run = TrainingRun.model_validate_json(json.dumps(document, allow_nan=False))
+    except ValidationError as error:
+        errors += [_sentence(dict(detail)) for detail in error.errors(include_url=False)]
+    except (TypeError, ValueError) as error:
+        errors.append(f"it holds a value that JSON cannot: {error}")
+    if errors:
+        raise ManifestError(_joined(source, errors))
+    return run
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file{_similar_file(path)}") from None
+    except IsADirectoryError:
+        inside = sorted(p.name for p in path.iterdir() if p.suffix in (".yaml", ".yml", ".json"))
+        hint = f", such as {path / inside[0]}" if inside else ""
+        raise ManifestError(f"{path} is a folder: name the manifest itself{hint}") from None
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path} is not a text file: byte {error.start} is not UTF-8") from None
+    except OSError as error:
+        raise ManifestError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _similar_file(path: Path) -> str:
+    try:
+        names = [p.name for p in path.parent.iterdir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"; did you mean {path.with_name(near[0])}?" if near else ""
+
+
+# --- YAML -----------------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """As an API server reads it: dates stay text, and a key given twice is refused."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[Any] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            if isinstance(key.value, Hashable):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _document(text: str, source: str) -> dict[str, Any]:
+    try:
+        documents = [d for d in yaml.load_all(text, _Loader) if d is not None]  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
+        raise ManifestError(f"{source} is not YAML: {where}{error.problem or error.context}") from None
+    except yaml.YAMLError as error:
+        raise ManifestError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not documents:
+        raise ManifestError(f"{source} is empty: a manifest begins with apiVersion: {API_VERSION}, kind: {KIND}")
+    if len(documents) > 1:
+        raise ManifestError(f"{source} has {len(documents)} documents: put each TrainingRun into a file of its own")
+    if not isinstance(documents[0], dict):
+        raise ManifestError(f"{source} is not a TrainingRun: it is {_kind_of(documents[0])}, not a mapping of fields")
+    return documents[0]
+
+
+def _check_kind(document: dict[str, Any], source: str) -> None:
+    for field, wanted in (("apiVersion", API_VERSION), ("kind", KIND)):
+        found = document.get(field)
+        if found is None:
+            raise ManifestError(f"{source} is not a TrainingRun: {field} is missing; write {field}: {wanted}")
+        if found != wanted:
+            raise ManifestError(f"{source} is not a TrainingRun: {field} is {found}, not {wanted}")
+
+
+def _unknown_metadata(document: dict[str, Any]) -> list[str]:
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict):
+        return []  # said by the model
+    return [_unknown("metadata", str(key), _OBJECT_META) for key in metadata if key not in _OBJECT_META]
+
+
+# --- sentences ------------------------------------------------------------------------------------------------------
+
+
+def _joined(source: str, errors: list[str]) -> str:
+    if len(errors) == 1:
+        return f"{source}: {errors[0]}"
+    rest = [f"  … and {len(errors) - _SHOWN_ERRORS} more"] if len(errors) > _SHOWN_ERRORS else []
+    return "\n".join([f"{source}:", *(f"  {error}" for error in errors[:_SHOWN_ERRORS]), *rest])
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    """One of pydantic's errors in our words."""
+    where, kind, value, context = _path(error["loc"]), error["type"], error["input"], error.get("ctx", {})
+    wanted = _WANTED.get(kind)
+    if kind == "rule":
+        return str(context["sentence"])
+    if kind == "extra_forbidden":
+        parent, name = error["loc"][:-1], str(error["loc"][-1])
+        return _unknown(_path(parent), name, _field_names(parent))
+    if kind == "missing":
+        return f"{where} is missing{_what_is(error['loc'])}"
+    if wanted is not None:
+        return f"{where} must be {wanted}, not {_kind_of(value)}{_unquote(kind, value)}"
+    if kind == "literal_error":
+        return f"{where} must be {context['expected']}, not {_shown(value)}"
+    if kind in ("greater_than_equal", "less_than_equal"):
+        bound = f"at least {context['ge']:g}" if "ge" in context else f"at most {context['le']:g}"
+        return f"{where} must be {bound}, not {_shown(value)}"
+    if kind == "too_short":
+        return f"{where} must have at least {context['min_length']} item, and has {context['actual_length']}"
+    if kind == "too_long":
+        return f"{where} has more than {context['max_length']} items"
+    if kind == "string_too_long":
+        return f"{where} is longer than {context['max_length']} characters"
+    if kind == "string_too_short":
+        return f"{where} must not be empty: leave it out, or give it a value"
+    if kind == "string_pattern_mismatch":
+        return f"{where} must match {context['pattern']}, and {_shown(value)} does not"
+    return f"{where}: {error['msg']}, not {_shown(value)}"
+
+
+_WANTED = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping of names to values",
+    "model_type": "a mapping of fields",
+    "model_attributes_type": "a mapping of fields",
+}
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.removeprefix(".") or "the manifest"
+
+
+def _unknown(parent: str, name: str, known: frozenset[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
+        field for field in sorted(known) if field.lower() == name.replace("_", "").replace("-", "").lower()
+    ]
+    inside = f"{parent} has no field {name}" if parent != "the manifest" else f"a TrainingRun has no field {name}"
+    return f"{inside}; did you mean {near[0]}?" if near else f"{inside}; it has {', '.join(sorted(known))}"
+
+
+def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model of the object at a path of aliases."""
+    model: type[BaseModel] | None = TrainingRun
+    for part in location:
+        if isinstance(part, int) or model is None:
+            continue  # an item of the list that was named before
+        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
+        model = _model_in(field.annotation) if field is not None else None
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)
+
+
+def _field_names(location: tuple[int | str, ...]) -> frozenset[str]:
+    model = _model_at(location)
+    return frozenset() if model is None else frozenset(f.alias or name for name, f in model.model_fields.items())
+
+
+def _what_is(location: tuple[int | str, ...]) -> str:
+    parent = _model_at(location[:-1])
+    fields = {} if parent is None else {f.alias or name: f for name, f in parent.model_fields.items()}
+    field = fields.get(str(location[-1]))
+    return f": {field.description}" if field is not None and field.description else ""
+
+
+def _kind_of(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, str):
+        return f"the text {_shown(value)}"
+    if isinstance(value, bool | int | float):
+        return _shown(value)
+    return "a list" if isinstance(value, list | tuple) else "a mapping"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+def _unquote(kind: str, value: Any) -> str:
+    """A number in quotes is the commonest mistake, and text without them the next."""
+    if kind == "string_type" and isinstance(value, bool | int | float):
+        return ": put it in quotes"
+    if not isinstance(value, str):
+        return ""
+    try:
+        float(value)
+    except ValueError:
+        quoted = kind == "bool_type" and value in ("true", "false")
+    else:
+        quoted = kind in ("int_type", "float_type")
+    return ": remove the quotes" if quoted else ""

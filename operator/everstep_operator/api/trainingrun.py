@@ -1,0 +1,480 @@
+"""TrainingRun, group everstep.dev, version v1alpha1: the one source of truth. The CRD is generated from these models.
+
+A field exists only when something acts on it. Durations are plain numbers of seconds.
+"""
+
+import re
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from everstep_protocol import env as protocol_env
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic.alias_generators import to_camel
+from pydantic.types import Strict
+from pydantic_core import PydanticCustomError
+
+from everstep_operator.api.rules import Rule, Transition
+
+GROUP = "everstep.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+KIND = "TrainingRun"
+
+#: Pod names are <run>-<5 characters of its uid>-coordinator-<attempt> at the longest, and must be DNS labels of 63.
+MAX_NAME = 40
+MAX_NODES = 10_000
+
+# No "3" for 3 and no 1 for true: a manifest means here what it means to an API server.
+Whole = Annotated[int, Strict()]
+Number = Annotated[float, Strict()]
+Flag = Annotated[bool, Strict()]
+
+#: Set by everstep itself in every pod, so nobody else may.
+OWN_VARIABLES = tuple(sorted(v for k, v in vars(protocol_env).items() if k.isupper() and isinstance(v, str)))
+
+
+class Model(BaseModel):
+    """Frozen, camelCase outside and snake_case inside, no unknown fields, and the rules of its class hold."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+        ser_json_inf_nan="null",
+    )
+    RULES: ClassVar[tuple[Rule, ...]] = ()
+    TRANSITIONS: ClassVar[tuple[Transition, ...]] = ()
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        broken = [rule.sentence(self) for rule in self.RULES if not rule.holds(self)]
+        if broken:
+            raise PydanticCustomError("rule", "{sentence}", {"sentence": "; ".join(broken)})
+        return self
+
+
+class StatusModel(Model):
+    """Written by the operator only. An older operator ignores what a newer one has noted here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+# --- spec -----------------------------------------------------------------------------------------------------------
+
+
+class ElasticPolicy(Model):
+    min_nodes: Whole = Field(
+        ge=1, le=MAX_NODES, description="Training starts, and goes on after a loss, with this many nodes at least."
+    )
+    max_nodes: Whole = Field(ge=1, le=MAX_NODES, description="numNodes may be set up to this many.")
+
+    RULES = (
+        Rule(
+            lambda e: e.min_nodes <= e.max_nodes,
+            "self.minNodes <= self.maxNodes",
+            "elasticPolicy.maxNodes {maxNodes} is below minNodes {minNodes}: raise maxNodes or lower minNodes",
+        ),
+    )
+
+
+class Accelerator(Model):
+    type: Literal["cpu"] = Field(default="cpu", description="What the ranks compute on.")
+
+
+class EnvVar(Model):
+    name: str = Field(
+        min_length=1, max_length=256, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", description="Name of the variable."
+    )
+    value: str = Field(default="", max_length=32_768, description="Its value.")
+
+    RULES = (
+        Rule(
+            lambda e: e.name not in OWN_VARIABLES,
+            f"!(self.name in [{', '.join(repr(name) for name in OWN_VARIABLES)}])",
+            "trainer.env: {name} is set by Everstep itself: remove it from env",
+        ),
+    )
+
+
+Argument = Annotated[str, StringConstraints(max_length=8_192)]
+
+
+class Trainer(Model):
+    command: tuple[Argument, ...] = Field(
+        min_length=1,
+        max_length=64,
+        description="What each rank executes, without a shell; [python, train.py] runs under everstep launch.",
+    )
+    args: tuple[Argument, ...] = Field(default=(), max_length=512, description="Arguments, appended to the command.")
+    env: tuple[EnvVar, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Environment variables of the ranks, beside those of Everstep and torchrun.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+    )
+    working_dir: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4_096,
+        description="Folder in which the command starts. Default: the image's.",
+    )
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        """In the CRD this is the list type `map`."""
+        names = [variable.name for variable in self.env]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            sentence = f"trainer.env has {', '.join(twice)} more than once: keep one"
+            raise PydanticCustomError("rule", "{sentence}", {"sentence": sentence})
+        return self
+
+
+class CheckpointEvery(Model):
+    steps: Whole = Field(
+        default=100, ge=1, le=10**9, description="A checkpoint is saved after each this many optimizer steps."
+    )
+
+
+class Checkpoint(Model):
+    uri: str = Field(
+        max_length=1_024,
+        description="Where checkpoints live: s3://bucket/prefix, gs://…, az://…, file:///absolute/path.",
+    )
+    every: CheckpointEvery = Field(default=CheckpointEvery(), description="How often a checkpoint is saved.")
+    keep: Whole = Field(default=3, ge=1, le=1_000, description="Checkpoints kept; older ones are deleted.")
+    resume: Literal["auto", "never"] = Field(
+        default="auto",
+        description="auto: start from the newest verified checkpoint; never: from the beginning, also after a failure.",
+    )
+    endpoint: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1_024,
+        description="URL of an S3 server other than Amazon's, https://host:port.",
+    )
+    region: str | None = Field(default=None, min_length=1, max_length=64, description="Region of the S3 bucket.")
+
+    RULES = (
+        Rule(
+            lambda c: re.match("[^/]+://.", c.uri) is not None,
+            "self.uri.matches('^[^/]+://.+')",
+            "checkpoint.uri {uri} has no scheme: write s3://bucket/prefix or file:///absolute/path",
+        ),
+        Rule(
+            lambda c: not c.uri.startswith("file://") or c.uri.startswith("file:///"),
+            "!self.uri.startsWith('file://') || self.uri.startsWith('file:///')",
+            "checkpoint.uri {uri} is not absolute: write file:///absolute/path, with three slashes",
+        ),
+        Rule(
+            lambda c: c.endpoint is None or c.uri.startswith("s3://"),
+            "!has(self.endpoint) || self.uri.startsWith('s3://')",
+            "checkpoint.endpoint is for s3:// only, and uri is {uri}: remove endpoint or change uri",
+        ),
+        Rule(
+            lambda c: c.endpoint is None or c.endpoint.startswith(("http://", "https://")),
+            "!has(self.endpoint) || self.endpoint.startsWith('http://') || self.endpoint.startsWith('https://')",
+            "checkpoint.endpoint is no URL: write http://host:port or https://host:port",
+        ),
+        Rule(
+            lambda c: c.region is None or c.uri.startswith("s3://"),
+            "!has(self.region) || self.uri.startsWith('s3://')",
+            "checkpoint.region is for s3:// only, and uri is {uri}: remove region or change uri",
+        ),
+    )
+
+
+class BackoffPolicy(Model):
+    initial_seconds: Number = Field(
+        default=1.0,
+        ge=0,
+        le=86_400,
+        description="Wait before the second restart in a row that brought no progress.",
+    )
+    factor: Number = Field(default=2.0, ge=1, le=100, description="Each further wait is this many times longer.")
+    max_seconds: Number = Field(default=300.0, ge=0, le=86_400, description="No wait is longer.")
+
+    RULES = (
+        Rule(
+            lambda b: b.initial_seconds <= b.max_seconds,
+            "self.initialSeconds <= self.maxSeconds",
+            "backoff.maxSeconds {maxSeconds} is below initialSeconds {initialSeconds}: "
+            "raise maxSeconds or lower initialSeconds",
+        ),
+    )
+
+
+class FailurePolicy(Model):
+    max_restarts: Whole = Field(
+        default=10,
+        ge=0,
+        le=1_000_000,
+        description="How often the run restarts after failures. Preemption, drain and suspension do not count.",
+    )
+    backoff: BackoffPolicy = Field(
+        default=BackoffPolicy(), description="Waits between restarts that bring no progress; +-20 % spread."
+    )
+
+
+def _fixed(field: str, alias: str, default: bool = False) -> Transition:
+    """A field that says what pods are: it changes while there are none."""
+    same = f"self.{alias} == oldSelf.{alias}"
+    if not default:
+        same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
+    return Transition(
+        lambda old, new: old.suspend or getattr(old, field) == getattr(new, field),
+        f"oldSelf.suspend || ({same})",
+        f"{alias} changes only while the run is suspended: set suspend to true first, then change it",
+    )
+
+
+class Spec(Model):
+    suspend: Flag = Field(
+        default=False,
+        description="true: save a checkpoint at the next step, stop all pods and wait; false: go on from there.",
+    )
+    num_nodes: Whole = Field(default=1, ge=1, le=MAX_NODES, description="Nodes that train together, one pod each.")
+    elastic_policy: ElasticPolicy | None = Field(
+        default=None, description="Bounds for the number of nodes. Default: exactly numNodes."
+    )
+    num_proc_per_node: Whole = Field(default=1, ge=1, le=1_024, description="Ranks per node, one process each.")
+    accelerator: Accelerator = Field(default=Accelerator(), description="What the ranks compute on.")
+    trainer: Trainer = Field(description="What to run.")
+    checkpoint: Checkpoint | None = Field(
+        default=None,
+        description="Where and how often to save. Default: nothing is saved, and a restart begins at step 0.",
+    )
+    failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="What to do when ranks or pods die.")
+    active_deadline_seconds: Whole | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="The run fails this many seconds after it was started or resumed; it saves a checkpoint first.",
+    )
+
+    RULES = (
+        Rule(
+            lambda s: s.elastic_policy is None or s.num_nodes >= s.elastic_policy.min_nodes,
+            "!has(self.elasticPolicy) || self.numNodes >= self.elasticPolicy.minNodes",
+            "numNodes {numNodes} is below elasticPolicy.minNodes {elasticPolicy.minNodes}: "
+            "raise numNodes or lower minNodes",
+        ),
+        Rule(
+            lambda s: s.elastic_policy is None or s.num_nodes <= s.elastic_policy.max_nodes,
+            "!has(self.elasticPolicy) || self.numNodes <= self.elasticPolicy.maxNodes",
+            "numNodes {numNodes} is above elasticPolicy.maxNodes {elasticPolicy.maxNodes}: "
+            "lower numNodes or raise maxNodes",
+        ),
+    )
+    TRANSITIONS = (
+        _fixed("num_nodes", "numNodes", default=True),
+        _fixed("elastic_policy", "elasticPolicy"),
+        _fixed("num_proc_per_node", "numProcPerNode", default=True),
+        _fixed("accelerator", "accelerator", default=True),
+        _fixed("trainer", "trainer", default=True),
+        _fixed("checkpoint", "checkpoint"),
+    )
+
+    @property
+    def min_nodes(self) -> int:
+        return self.elastic_policy.min_nodes if self.elastic_policy else self.num_nodes
+
+    @property
+    def max_nodes(self) -> int:
+        return self.elastic_policy.max_nodes if self.elastic_policy else self.num_nodes
+
+
+# --- status ---------------------------------------------------------------------------------------------------------
+
+
+class Phase(StrEnum):
+    """Where a run is. docs/phases.md draws how it moves."""
+
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+    @property
+    def over(self) -> bool:
+        return self in (Phase.SUCCEEDED, Phase.FAILED)
+
+
+class Condition(StatusModel):
+    type: str = Field(max_length=316, description="Complete, Failed, Suspended or ProgressReported.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
+    reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
+    message: str = Field(default="", max_length=32_768, description="Why, in a sentence.")
+    last_transition_time: datetime = Field(description="When status last changed.")
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation that this was said about."
+    )
+
+
+class Nodes(StatusModel):
+    desired: int = Field(default=0, ge=0, description="Nodes that the run wants.")
+    ready: int = Field(default=0, ge=0, description="Nodes whose pod runs.")
+
+
+class Restarts(StatusModel):
+    total: int = Field(default=0, ge=0, description="Restarts after failures, the ones that maxRestarts counts.")
+    by_cause: dict[str, int] = Field(
+        default_factory=dict, description="The same, by reason.", json_schema_extra={"maxProperties": 64}
+    )
+    generation: int = Field(default=0, ge=0, description="Last generation whose failure has been counted.")
+    attempt: int = Field(default=0, ge=0, description="Last pod attempt that a counted failure had seen.")
+
+
+class Attempt(StatusModel):
+    """One failure. The last few are kept."""
+
+    generation: int = Field(
+        default=0, ge=0, description="The group of workers that failed, 1, 2, …; 0: none had formed."
+    )
+    reason: str = Field(max_length=256, description="OutOfMemory, UserException, Killed, NodeLost, …")
+    message: str = Field(default="", max_length=2_048, description="What happened, in one line.")
+    node: int | None = Field(default=None, ge=0, description="Index of the node, where known.")
+    rank: int | None = Field(default=None, ge=0, description="Global rank, where known.")
+    exit_code: int | None = Field(default=None, description="Exit status of the process, where known.")
+    signal: int | None = Field(default=None, description="The signal that ended it, if one did.")
+    step: int = Field(default=0, ge=0, description="Last optimizer step that it had entered.")
+    time: datetime = Field(description="When the operator learnt of it.")
+
+
+class ProgressStatus(StatusModel):
+    step: int = Field(default=0, ge=0, description="Optimizer steps finished.")
+    max_steps: int | None = Field(default=None, ge=0, description="Optimizer steps in all, where known.")
+    percent: int | None = Field(default=None, ge=0, le=100, description="step of maxSteps.")
+    epoch: int = Field(default=0, ge=0, description="Epoch, from 0.")
+    loss: float | None = Field(default=None, description="Latest training loss.")
+    samples_per_second: float | None = Field(default=None, ge=0, description="Of all ranks together.")
+    updated_at: datetime | None = Field(default=None, description="When these numbers last changed.")
+
+
+class LastCheckpoint(StatusModel):
+    step: int = Field(ge=0, description="Optimizer step that it holds.")
+    uri: str = Field(max_length=4_096, description="Where it lies.")
+    time: datetime = Field(description="When it was committed.")
+    world_size: int = Field(ge=0, description="Ranks that wrote it.")
+    verified: bool = Field(description="Sizes and checksums were compared after the write.")
+
+
+class ResumedFrom(StatusModel):
+    step: int = Field(ge=0, description="Optimizer step that training went on from.")
+    uri: str = Field(max_length=4_096, description="The checkpoint.")
+    note: str = Field(default="", max_length=2_048, description="Why not a newer one, if one was refused.")
+
+
+class GoodputStatus(StatusModel):
+    ratio: float = Field(default=0.0, ge=0, le=1, description="Productive share of the time since the start.")
+    productive_seconds: float = Field(default=0.0, ge=0, description="Seconds in steps that were not lost again.")
+    lost_seconds: dict[str, float] = Field(
+        default_factory=dict,
+        description="Seconds from a failure until its step was reached again, by reason.",
+        json_schema_extra={"maxProperties": 64},
+    )
+
+
+class Status(StatusModel):
+    phase: Phase | None = Field(
+        default=None, description="Pending, Starting, Running, Restarting, Suspended, Succeeded or Failed."
+    )
+    reason: str = Field(default="", max_length=256, description="Why this phase, in one CamelCase word.")
+    message: str = Field(default="", max_length=8_192, description="Why this phase, in a sentence.")
+    conditions: tuple[Condition, ...] = Field(
+        default=(),
+        max_length=32,
+        description="Complete, Failed, Suspended, ProgressReported; for kubectl wait.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    observed_generation: int | None = Field(
+        default=None, ge=0, description="metadata.generation that this status is about."
+    )
+    start_time: datetime | None = Field(default=None, description="When the run was started, or last resumed.")
+    completion_time: datetime | None = Field(default=None, description="When it Succeeded or Failed.")
+    selector: str = Field(default="", max_length=512, description="Label selector of the worker pods.")
+    nodes: Nodes = Field(default=Nodes(), description="Nodes wanted and there.")
+    world_size: int = Field(default=0, ge=0, description="Ranks that train together now.")
+    attempt: int = Field(
+        default=1, ge=1, description="Number in the names of pods created now; grows with each replacement."
+    )
+    generation: int = Field(
+        default=0, ge=0, description="Number of the group of workers that trains; a restart makes a new one."
+    )
+    restarts: Restarts = Field(default=Restarts(), description="Restarts after failures.")
+    attempts: tuple[Attempt, ...] = Field(default=(), max_length=10, description="The last few failures, oldest first.")
+    progress: ProgressStatus | None = Field(default=None, description="Where training is.")
+    last_checkpoint: LastCheckpoint | None = Field(default=None, description="The newest committed checkpoint.")
+    resumed_from: ResumedFrom | None = Field(default=None, description="The checkpoint of the last resume.")
+    not_durable_since: datetime | None = Field(
+        default=None,
+        description="Saving has failed since then; a failure now would lose the work since lastCheckpoint.",
+    )
+    goodput: GoodputStatus | None = Field(default=None, description="Where the time went.")
+
+    def condition(self, type: str) -> Condition | None:
+        return next((c for c in self.conditions if c.type == type), None)
+
+
+# --- the object -----------------------------------------------------------------------------------------------------
+
+
+class Metadata(Model):
+    """Of Kubernetes' ObjectMeta what Everstep reads. The rest of it is legal and passes by."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str = Field(description="Name of the run.")
+    namespace: str = Field(default="default", description="Namespace of the run.")
+    labels: dict[str, str] = Field(default_factory=dict, description="Labels.")
+    annotations: dict[str, str] = Field(default_factory=dict, description="Annotations.")
+    uid: str = Field(default="", description="Made by the cluster: this very object, not another one of the same name.")
+    resource_version: str = Field(default="", description="Made by the cluster: this very version of the object.")
+    generation: int = Field(default=0, description="Made by the cluster: counts changes of spec.")
+    creation_timestamp: datetime | None = Field(default=None, description="Made by the cluster.")
+
+
+_LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+
+
+class TrainingRun(Model):
+    """A training job over several nodes that survives failures."""
+
+    api_version: Literal["everstep.dev/v1alpha1"] = Field(
+        default="everstep.dev/v1alpha1", description="everstep.dev/v1alpha1"
+    )
+    kind: Literal["TrainingRun"] = Field(default="TrainingRun", description="TrainingRun")
+    metadata: Metadata = Field(description="Name, namespace, labels.")
+    spec: Spec = Field(description="What the run should be.")
+    status: Status = Field(default=Status(), description="What it is; written by the operator.")
+
+    RULES = (
+        Rule(
+            lambda r: len(r.metadata.name) <= MAX_NAME,
+            f"self.metadata.name.size() <= {MAX_NAME}",
+            f"metadata.name {{metadata.name}} is longer than {MAX_NAME} characters, "
+            "and the names of its pods would not fit: choose a shorter one",
+        ),
+        Rule(
+            lambda r: re.fullmatch(_LABEL, r.metadata.name) is not None,
+            f"self.metadata.name.matches('{_LABEL}')",
+            "metadata.name {metadata.name} has characters that a pod's name may not have: "
+            "use a-z, 0-9 and -, with a letter or digit at both ends",
+        ),
+    )
+
+    def to_object(self) -> dict[str, Any]:
+        """The JSON object, without fields that are not set."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+def refused_changes(old: Spec, new: Spec) -> list[str]:
+    """Sentences about changes that a living run does not allow; empty if all of them are fine."""
+    return [rule.message for rule in new.TRANSITIONS if not rule.holds(old, new)]

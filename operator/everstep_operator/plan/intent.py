@@ -1,0 +1,39 @@
+"""What the operator tells the coordinator."""
+
+from dataclasses import replace
+
+from everstep_protocol.messages import Intent, Report, StopCause
+
+from everstep_operator.api.trainingrun import Status, TrainingRun
+from everstep_operator.plan.restart import backoff_of
+
+
+def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> Intent:
+    """For a coordinator that begins: what was used of the budget, and a generation later than any before."""
+    return Intent(
+        nodes=run.spec.num_nodes,
+        min_nodes=run.spec.min_nodes,
+        max_restarts=run.spec.failure_policy.max_restarts,
+        restarts_used=status.restarts.total,
+        first_generation=max(status.generation, status.restarts.generation) + 1,
+        backoff=backoff_of(run),
+        stop=stop,
+        run_uid=run.metadata.uid,
+    )
+
+
+def changed_intent(run: TrainingRun, status: Status, report: Report, stop: StopCause | None) -> Intent | None:
+    """What a coordinator that is at work has to be told; None: it knows.
+
+    What was counted before it began stays as it was: it has counted on from there.
+    """
+    wanted = first_intent(run, status, stop)
+    if report.intent is None:
+        return wanted
+    wanted = replace(wanted, restarts_used=report.intent.restarts_used, first_generation=report.intent.first_generation)
+    return None if wanted == report.intent else wanted
+
+
+def interrupted(report: Report | None) -> bool:
+    """Somebody at the terminal has asked the run to save and stop. The planner keeps its hands off."""
+    return report is not None and report.intent is not None and report.intent.stop is StopCause.INTERRUPT

@@ -1,0 +1,16 @@
+"""What of the surroundings belongs to this very run."""
+
+from collections.abc import Iterable
+
+from everstep_protocol.messages import Report
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.plan.model import Observed, Pod
+
+
+def observe(run: TrainingRun, pods: Iterable[Pod], report: Report | None) -> Observed:
+    """Leave out pods and the report of an earlier run that had the same name."""
+    uid = run.metadata.uid
+    foreign = report is not None and report.intent is not None and report.intent.run_uid not in ("", uid)
+    ours = sorted((p for p in pods if p.run_uid == uid), key=lambda p: (p.role, p.node or 0, p.attempt))
+    return Observed(pods=tuple(ours), report=None if foreign else report)

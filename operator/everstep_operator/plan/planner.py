@@ -1,0 +1,225 @@
+"""make_plan: what to do next for one run. Pure: the same run, surroundings and time give the same plan."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from everstep_protocol.messages import RunState, StopCause
+
+from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
+from everstep_operator.plan import deadline, ending, pods, suspend
+from everstep_operator.plan.ending import Ending
+from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
+from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, SendIntent
+from everstep_operator.plan.phase import next_phase
+from everstep_operator.plan.restart import Counted, count_failures, replace_after
+from everstep_operator.plan.status import learn
+
+#: A coordinator sends no events, so it is asked this often.
+POLL_SECONDS = 5.0
+#: A stop that is not reached by then is ended by deleting the pods, which saves with their grace.
+STOP_SECONDS = 300.0
+
+
+def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
+    """Decide on the next actions and the status that goes before them.
+
+    Args:
+        run: the object with the status that was saved last.
+        observed: what `observe` says of its pods and its coordinator.
+        now: with a time zone.
+    """
+    status = learn(run, observed, now)
+    if status.phase is not None and status.phase.over:
+        return _over(status, observed, now)
+
+    if status.phase is Phase.SUSPENDED:
+        if run.spec.suspend:
+            return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS if observed.pods else None)
+        if observed.pods:  # of the time before; they go first
+            return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+        return _keep_up(run, suspend.resume(status, now), observed, now)
+
+    stop = _wanted_stop(run, status, now)
+    held = interrupted(observed.report)
+    told_to_stop = stop is not None or held or _is(observed, RunState.STOPPED)
+    counted = count_failures(run, status, observed, now, pods_too=not told_to_stop)
+    status = counted.status
+
+    how = ending.ending(run, counted, observed) if status.phase is not None else None
+    if how is not None:
+        return _over(ending.end(status, how, now), observed, now)
+    if held:
+        message = "interrupted: saving at an agreed step; the same command resumes"
+        return Plan(_say(_moved(run, status, counted, observed), "Interrupted", message), (), POLL_SECONDS)
+    if stop is not None:
+        return _stop(run, status, observed, now, stop)
+    status = _moved(run, _started(status, now), counted, observed)
+    if _is(observed, RunState.STOPPED):
+        return _leave_behind(status, observed)
+    return _keep_up(run, status, observed, now)
+
+
+# --- the ways a plan can go -----------------------------------------------------------------------------------------
+
+
+def _over(status: Status, observed: Observed, now: datetime) -> Plan:
+    actions, wake_after = ending.clean_up(status, observed, now)
+    return Plan(status, tuple(actions), wake_after)
+
+
+def _stop(run: TrainingRun, status: Status, observed: Observed, now: datetime, cause: StopCause) -> Plan:
+    """Ask for the agreed step, wait until all have saved, then take the pods away."""
+    if cause is StopCause.SUSPEND:
+        status = suspend.begin(status, now)
+        began = suspend.began(status)
+    else:
+        began = deadline.deadline(run, status)
+    saved = _is(observed, RunState.STOPPED) or not pods.running_workers(observed)
+    too_late = began is not None and now >= began + timedelta(seconds=STOP_SECONDS)
+    if saved or too_late:
+        if cause is StopCause.DEADLINE:
+            message = f"activeDeadlineSeconds {run.spec.active_deadline_seconds} are over; {_where_saved(status)}"
+            return _over(
+                ending.end(status, Ending(Phase.FAILED, ending.DEADLINE_EXCEEDED, message), now), observed, now
+            )
+        if not observed.pods:
+            return Plan(suspend.reach(status, now))
+        status = _say(status, suspend.SUSPENDING, "stopping the pods")
+        return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+    reason = suspend.SUSPENDING if cause is StopCause.SUSPEND else ending.DEADLINE_EXCEEDED
+    status = _say(status, reason, "saving at an agreed step, then stopping")
+    # Without a coordinator nobody could agree on a step.
+    place = _fill(run, status, observed, None, cause)
+    status = place.status
+    actions = [*place.actions, *_tell(run, status, observed, cause)]
+    return Plan(status, tuple(actions), POLL_SECONDS)
+
+
+def _leave_behind(status: Status, observed: Observed) -> Plan:
+    """The run has saved and stopped although it should train: a pod had to go. All start again, uncounted."""
+    fresh = max(status.attempt, pods.newest_attempt(observed) + 1)
+    status = status.model_copy(update={"attempt": fresh})
+    return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+
+
+def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Plan:
+    """A coordinator and one worker per node."""
+    actions: list[Action] = []
+    wake_after = POLL_SECONDS
+    pause = _pause(run, status, now)
+    stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
+    actions += [pods.delete(pod) for pod in stale]
+    for node in (None, *range(run.spec.num_nodes)):
+        if pause > 0 and any(map(pods.died, pods.in_place(observed, node))):
+            wake_after = min(wake_after, pause)
+            continue
+        place = _fill(run, status, observed, node, None)
+        status = place.status
+        actions += place.actions
+    actions += _tell(run, status, observed, None)
+    limit = deadline.deadline(run, status)
+    if limit is not None:
+        wake_after = min(wake_after, max(0.0, (limit - now).total_seconds()))
+    return Plan(status, tuple(actions), wake_after)
+
+
+# --- steps ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Place:
+    status: Status
+    actions: tuple[Action, ...] = ()
+
+
+def _fill(run: TrainingRun, status: Status, observed: Observed, node: int | None, stop: StopCause | None) -> _Place:
+    """See that one pod holds the place of a node, or of the coordinator (None)."""
+    there = pods.in_place(observed, node)
+    going = [pod for pod in there if pod.terminating and not pod.finished]
+    alive = [pod for pod in there if not pod.terminating and not pod.finished]
+    if alive:
+        older = [pods.delete(pod) for pod in there if pod is not alive[-1] and not pod.terminating]
+        return _Place(status, tuple(older))
+    if going:
+        return _Place(status)  # two of them at once would be two processes of one rank
+    if node is not None and there and there[-1].phase == "Succeeded" and not _must_repeat(observed):
+        return _Place(status)  # done; waits for the others
+    attempt = max(status.attempt, *(pod.attempt + 1 for pod in there), 1)
+    status = status.model_copy(update={"attempt": attempt})
+    if node is None:
+        spec = pods.coordinator(run, attempt, first_intent(run, status, stop))
+    else:
+        spec = pods.worker(run, node, attempt)
+    gone = [pods.delete(pod) for pod in there if not pod.terminating]
+    return _Place(status, (*gone, CreatePod(spec)))
+
+
+def _must_repeat(observed: Observed) -> bool:
+    """Some nodes are done and another is not and ended: it cannot finish alone, so all do the end again."""
+    return any(pod.phase == "Failed" for pod in pods.workers(observed))
+
+
+def _tell(run: TrainingRun, status: Status, observed: Observed, stop: StopCause | None) -> list[Action]:
+    if observed.report is None:
+        return []
+    intent = changed_intent(run, status, observed.report, stop)
+    return [] if intent is None else [SendIntent(intent)]
+
+
+def _wanted_stop(run: TrainingRun, status: Status, now: datetime) -> StopCause | None:
+    if deadline.is_past(run, status, now):
+        return StopCause.DEADLINE
+    return StopCause.SUSPEND if suspend.wants_suspension(run, status) else None
+
+
+def _pause(run: TrainingRun, status: Status, now: datetime) -> float:
+    """Seconds until a dead pod may be replaced."""
+    earliest = replace_after(run, status)
+    return 0.0 if earliest is None else (earliest - now).total_seconds()
+
+
+def _started(status: Status, now: datetime) -> Status:
+    return status if status.start_time is not None else status.model_copy(update={"start_time": now})
+
+
+def _moved(run: TrainingRun, status: Status, counted: Counted, observed: Observed) -> Status:
+    """The phase, and why."""
+    report = observed.report
+    phase = next_phase(status, report, min_nodes=run.spec.min_nodes, failed_now=bool(counted.new))
+    told = report.message if report is not None else ""
+    before = status.phase
+    status = status.model_copy(update={"phase": phase})
+    if phase is Phase.PENDING:
+        return _say(status, "WaitingForNodes", _why_pending(status, observed))
+    if phase is Phase.STARTING:
+        ready = status.nodes.ready >= status.nodes.desired
+        return _say(status, "Starting", told if ready and told else _why_pending(status, observed))
+    if phase is Phase.RUNNING:
+        return _say(status, "Training", told)
+    failure = counted.new[-1] if counted.new else None
+    if failure is None and before is Phase.RESTARTING:
+        return _say(status, status.reason, told or status.message)
+    if failure is None and status.attempts and status.restarts.generation >= status.generation:
+        failure = status.attempts[-1]
+    if failure is None:
+        return _say(status, "Disrupted", told or "pods had to leave; starting again, not counted as a restart")
+    return _say(status, failure.reason, told or failure.message)
+
+
+def _why_pending(status: Status, observed: Observed) -> str:
+    waiting = [pod for pod in observed.pods if pod.phase == "Pending" and pod.message]
+    why = f"; {waiting[0].name}: {waiting[0].message}" if waiting else ""
+    return f"{status.nodes.ready} of {status.nodes.desired} nodes run{why}"
+
+
+def _where_saved(status: Status) -> str:
+    saved = status.last_checkpoint
+    return "nothing was saved" if saved is None else f"the last checkpoint is step {saved.step} at {saved.uri}"
+
+
+def _say(status: Status, reason: str, message: str) -> Status:
+    return status.model_copy(update={"reason": reason, "message": message[:8_192]})
+
+
+def _is(observed: Observed, state: RunState) -> bool:
+    return observed.report is not None and observed.report.state is state

@@ -1,0 +1,157 @@
+"""The pods of a run: their names, what they run, and which one holds a place."""
+
+import hashlib
+
+from everstep_protocol import codec, env, labels
+from everstep_protocol.messages import Intent
+from everstep_protocol.reasons import EXIT_STOPPED
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.plan.command import launch_command
+from everstep_operator.plan.model import DeletePod, Observed, Pod, PodSpec
+
+#: From SIGTERM to SIGKILL: time to save.
+GRACE_SECONDS = 30.0
+
+#: Exit statuses of a launcher that saved and left because it was told to: by the coordinator, by SIGTERM.
+_STOPPED = (EXIT_STOPPED, 128 + 15)
+
+
+def worker_name(run: TrainingRun, node: int, attempt: int) -> str:
+    return f"{_prefix(run)}-{node}-{attempt}"
+
+
+def coordinator_name(run: TrainingRun, attempt: int) -> str:
+    return f"{_prefix(run)}-coordinator-{attempt}"
+
+
+def _prefix(run: TrainingRun) -> str:
+    return f"{run.metadata.name}-{hashlib.sha256(run.metadata.uid.encode()).hexdigest()[:5]}"
+
+
+def seed(run: TrainingRun) -> int:
+    """The run's seed: the same for every run of that namespace and name, so that a repeated manifest repeats itself."""
+    digest = hashlib.sha256(f"{run.metadata.namespace}/{run.metadata.name}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def worker(run: TrainingRun, node: int, attempt: int) -> PodSpec:
+    """The pod of one node: a launcher with the user's command."""
+    name = worker_name(run, node, attempt)
+    return PodSpec(
+        name=name,
+        role=labels.WORKER,
+        node=node,
+        attempt=attempt,
+        command=launch_command(run.spec),
+        env=_user_env(run)
+        | _run_env(run, name)
+        | {env.NODE: str(node), env.SEED: str(seed(run))}
+        | _checkpoint_env(run),
+        working_dir=run.spec.trainer.working_dir,
+        labels=_labels(run, labels.WORKER, attempt) | {labels.NODE: str(node)},
+        grace_seconds=GRACE_SECONDS,
+    )
+
+
+def coordinator(run: TrainingRun, attempt: int, intent: Intent) -> PodSpec:
+    """The pod of the run's coordinator."""
+    name = coordinator_name(run, attempt)
+    return PodSpec(
+        name=name,
+        role=labels.COORDINATOR,
+        node=None,
+        attempt=attempt,
+        command=("everstep", "coordinator", "--intent", codec.dumps(intent).decode()),
+        env=_run_env(run, name),
+        labels=_labels(run, labels.COORDINATOR, attempt),
+        grace_seconds=GRACE_SECONDS,
+    )
+
+
+def selector(run: TrainingRun) -> str:
+    """Label selector of the worker pods."""
+    return f"{labels.RUN_UID}={run.metadata.uid},{labels.ROLE}={labels.WORKER}"
+
+
+def _labels(run: TrainingRun, role: str, attempt: int) -> dict[str, str]:
+    return {
+        labels.RUN: run.metadata.name,
+        labels.RUN_UID: run.metadata.uid,
+        labels.ROLE: role,
+        labels.ATTEMPT: str(attempt),
+    }
+
+
+def _run_env(run: TrainingRun, pod: str) -> dict[str, str]:
+    return {
+        env.RUN_NAME: run.metadata.name,
+        env.RUN_NAMESPACE: run.metadata.namespace,
+        env.RUN_UID: run.metadata.uid,
+        env.POD: pod,
+        env.GRACE_SECONDS: f"{GRACE_SECONDS:g}",
+    }
+
+
+def _user_env(run: TrainingRun) -> dict[str, str]:
+    """The manifest's variables; those of the S3 clients come from `checkpoint` unless they are set there, too."""
+    variables = {}
+    if (checkpoint := run.spec.checkpoint) is not None:
+        if checkpoint.endpoint is not None:
+            variables["AWS_ENDPOINT_URL"] = checkpoint.endpoint
+            if checkpoint.endpoint.startswith("http://"):
+                variables["AWS_ALLOW_HTTP"] = "true"
+        if checkpoint.region is not None:
+            variables["AWS_REGION"] = checkpoint.region
+    return variables | {variable.name: variable.value for variable in run.spec.trainer.env}
+
+
+def _checkpoint_env(run: TrainingRun) -> dict[str, str]:
+    checkpoint = run.spec.checkpoint
+    if checkpoint is None:
+        return {}
+    return {
+        env.CHECKPOINT_URI: checkpoint.uri,
+        env.CHECKPOINT_EVERY_STEPS: str(checkpoint.every.steps),
+        env.CHECKPOINT_KEEP: str(checkpoint.keep),
+        env.CHECKPOINT_RESUME: checkpoint.resume,
+    }
+
+
+# --- questions about observed pods ----------------------------------------------------------------------------------
+
+
+def workers(observed: Observed) -> list[Pod]:
+    return [pod for pod in observed.pods if pod.role == labels.WORKER]
+
+
+def running_workers(observed: Observed) -> list[Pod]:
+    return [pod for pod in workers(observed) if pod.phase == "Running" and not pod.terminating]
+
+
+def in_place(observed: Observed, node: int | None) -> list[Pod]:
+    """All pods for a node index, or for the coordinator (None); the newest last."""
+    role = labels.COORDINATOR if node is None else labels.WORKER
+    return [pod for pod in observed.pods if pod.role == role and pod.node == node]
+
+
+def newest_attempt(observed: Observed) -> int:
+    return max((pod.attempt for pod in observed.pods), default=0)
+
+
+def left_on_request(pod: Pod) -> bool:
+    """It ended because somebody told it to: no failure."""
+    return pod.disrupted or pod.exit_code in _STOPPED
+
+
+def died(pod: Pod) -> bool:
+    return pod.phase == "Failed" and not left_on_request(pod)
+
+
+def delete(pod: Pod) -> DeletePod:
+    return DeletePod(pod.name, pod.uid, GRACE_SECONDS)
+
+
+def delete_all(observed: Observed) -> list[DeletePod]:
+    """Those that are not on their way already."""
+    return [delete(pod) for pod in observed.pods if not pod.terminating]

@@ -1,0 +1,128 @@
+"""What counts as a restart, how many are left, and how long the next one waits."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from everstep_protocol.backoff import Backoff, delay
+from everstep_protocol.messages import RunState
+from everstep_protocol.reasons import Failure, Reason
+
+from everstep_operator.api.trainingrun import Attempt, Restarts, Status, TrainingRun
+from everstep_operator.plan.model import Observed, Pod
+from everstep_operator.plan.pods import died, newest_attempt, workers
+
+KEPT_ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Counted:
+    """The status with new failures in it."""
+
+    status: Status
+    new: tuple[Attempt, ...] = ()
+    over_budget: bool = False  # one of them had no restart left
+
+
+def count_failures(run: TrainingRun, status: Status, observed: Observed, now: datetime, *, pods_too: bool) -> Counted:
+    """Count each failure once, whoever tells of it first: the coordinator's report or a dead pod.
+
+    A generation fails at most once, so its number says what has been counted. Pods that died before they belonged to a
+    generation are told apart by their attempt. `pods_too`: False while pods die because they have been told to.
+    """
+    report = observed.report
+    restarts, attempts, over_budget = status.restarts, list(status.attempts), False
+    new: list[Attempt] = []
+    # The last failure of a run that has FAILED was not followed by a restart.
+    gave_up = report is not None and report.state is RunState.FAILED and report.failures
+    last_word = report.failures[-1].generation if report is not None and gave_up else None
+        report.failures[-1].generation if report and report.state is RunState.FAILED and report.failures else None
+    )
+    for failure, generation in _failures(status, observed, pods_too):
+        if generation is not None and generation <= restarts.generation:
+            continue
+        attempt = _attempt(failure, now)
+        new.append(attempt)
+        final = last_word is not None and generation == last_word
+        spent = restarts.total >= run.spec.failure_policy.max_restarts
+        over_budget = over_budget or (spent and not final)
+        restarts = Restarts(
+            total=restarts.total + (not spent and not final),
+            by_cause=restarts.by_cause if spent or final else _plus_one(restarts.by_cause, attempt.reason),
+            generation=restarts.generation if generation is None else generation,
+            attempt=max(restarts.attempt, newest_attempt(observed)),
+        )
+    attempts = [*attempts, *new][-KEPT_ATTEMPTS:]
+    updated = status.model_copy(update={"restarts": restarts, "attempts": tuple(attempts)})
+    return Counted(updated, tuple(new), over_budget)
+
+
+def _failures(status: Status, observed: Observed, pods_too: bool) -> Iterator[tuple[Failure, int | None]]:
+    """Candidates, each with the generation that it ended; None: it belonged to none and has not been counted."""
+    reported = observed.report.failures if observed.report else ()
+    known = max([status.restarts.generation, *(failure.generation for failure in reported)])
+    yield from sorted(((f, f.generation) for f in reported if f.generation > 0), key=lambda pair: pair[1])
+    if not pods_too:
+        return
+    before_any_round: Failure | None = None
+    for pod in filter(died, workers(observed)):
+        failure = _last_words(pod)
+        if failure.generation > 0:
+            yield failure, failure.generation
+        elif status.generation > known:
+            yield failure, status.generation  # it took part in the group that trained until now
+        elif pod.attempt > status.restarts.attempt and before_any_round is None:
+            before_any_round = failure  # several at once are one failure
+    if before_any_round is not None and not any(f.generation > status.restarts.generation for f in reported):
+        yield before_any_round, None
+
+
+def _last_words(pod: Pod) -> Failure:
+    if pod.failure is not None:
+        return pod.failure
+    how = f"exit status {pod.exit_code}" if pod.exit_code is not None else "no exit status"
+    message = f"pod {pod.name} ended without last words ({how})" + (f": {pod.message}" if pod.message else "")
+    killed = pod.exit_code is not None and pod.exit_code > 128
+    return Failure(
+        reason=Reason.KILLED if killed else Reason.UNKNOWN,
+        message=message,
+        node=-1 if pod.node is None else pod.node,
+        exit_code=pod.exit_code,
+        signal=pod.exit_code - 128 if killed and pod.exit_code is not None else None,
+    )
+
+
+def _attempt(failure: Failure, now: datetime) -> Attempt:
+    return Attempt(
+        generation=failure.generation,
+        reason=str(failure.reason),
+        message=failure.message[:2_048],
+        node=failure.node if failure.node >= 0 else None,
+        rank=failure.rank if failure.rank >= 0 else None,
+        exit_code=failure.exit_code,
+        signal=failure.signal,
+        step=failure.step,
+        time=now,
+    )
+
+
+def _plus_one(counts: dict[str, int], reason: str) -> dict[str, int]:
+    return counts | {reason: counts.get(reason, 0) + 1}
+
+
+def backoff_of(run: TrainingRun) -> Backoff:
+    policy = run.spec.failure_policy.backoff
+    return Backoff(policy.initial_seconds, policy.factor, policy.max_seconds)
+
+
+def replace_after(run: TrainingRun, status: Status) -> datetime | None:
+    """When a dead pod may be replaced; None: nothing has failed yet."""
+    if not status.attempts:
+        return None
+    in_a_row = 1
+    for later, earlier in zip(reversed(status.attempts), reversed(status.attempts[:-1]), strict=False):
+        if later.step > earlier.step:
+            break
+        in_a_row += 1
+    seconds = delay(backoff_of(run), in_a_row, run.metadata.uid)
+    return status.attempts[-1].time + timedelta(seconds=seconds)

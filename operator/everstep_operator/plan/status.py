@@ -1,0 +1,90 @@
+"""What the status learns from pods and report: numbers and places, no decisions."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from everstep_protocol.messages import Goodput, Progress, Report
+
+from everstep_operator.api.trainingrun import (
+    GoodputStatus,
+    LastCheckpoint,
+    Nodes,
+    ProgressStatus,
+    ResumedFrom,
+    Status,
+    TrainingRun,
+)
+from everstep_operator.plan.conditions import PROGRESS_REPORTED, with_condition
+from everstep_operator.plan.model import Observed
+from everstep_operator.plan.pods import running_workers, selector
+
+
+def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:
+    """The run's status with what is seen now. What nobody tells any more stays as it was last told."""
+    status = run.status
+    update: dict[str, Any] = {
+        "observed_generation": run.metadata.generation,
+        "selector": selector(run),
+        "nodes": Nodes(desired=run.spec.num_nodes, ready=len({pod.node for pod in running_workers(observed)})),
+    }
+    if (report := observed.report) is not None:
+        update |= _from_report(status, report, now)
+    status = status.model_copy(update=update)
+    if report is not None and report.progress is not None and (report.progress.step > 0 or report.progress.stage):
+        status = with_condition(status, PROGRESS_REPORTED, "True", "Reported", "", now)
+    return status
+
+
+def _from_report(status: Status, report: Report, now: datetime) -> dict[str, Any]:
+    update: dict[str, Any] = {
+        "generation": max(status.generation, report.generation),
+        "world_size": report.world_size,
+        "not_durable_since": _time(report.not_durable_since),
+    }
+    if report.progress is not None:
+        update["progress"] = _progress(status.progress, report.progress, now)
+    if (saved := report.last_checkpoint) is not None:
+        update["last_checkpoint"] = LastCheckpoint(
+            step=saved.step,
+            uri=saved.uri,
+            time=datetime.fromtimestamp(saved.time, UTC),
+            world_size=saved.world_size,
+            verified=saved.verified,
+        )
+    if (resumed := report.resumed_from) is not None:
+        update["resumed_from"] = ResumedFrom(step=resumed.step, uri=resumed.uri, note=resumed.note[:2_048])
+    if report.goodput.wall > 0:
+        update["goodput"] = _goodput(report.goodput)
+    return update
+
+
+def _progress(old: ProgressStatus | None, new: Progress, now: datetime) -> ProgressStatus:
+    progress = ProgressStatus(
+        step=new.step,
+        max_steps=new.max_steps,
+        percent=min(100, 100 * new.step // new.max_steps) if new.max_steps else None,
+        epoch=new.epoch,
+        loss=_rounded(new.loss, 6),
+        samples_per_second=_rounded(new.samples_per_second, 3),
+        updated_at=old.updated_at if old is not None else None,
+    )
+    return progress if progress == old else progress.model_copy(update={"updated_at": now})
+
+
+def _goodput(goodput: Goodput) -> GoodputStatus:
+    return GoodputStatus(
+        ratio=round(min(1.0, goodput.ratio), 4),
+        productive_seconds=round(goodput.productive, 3),
+        lost_seconds={reason: round(seconds, 3) for reason, seconds in goodput.lost.items()},
+    )
+
+
+def _rounded(number: float | None, digits: int) -> float | None:
+    """Significant digits: a status is for reading. NaN and infinity are no JSON."""
+    if number is None or number != number or number in (float("inf"), float("-inf")):
+        return None
+    return float(f"{number:.{digits}g}")
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,55 @@
+"""One turn for one run: look, plan, write down what is going to be done, do it."""
+
+from contextlib import suppress
+from datetime import datetime
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, RunKey
+from everstep_operator.plan import make_plan, observe
+from everstep_operator.plan.model import Action, CreatePod, DeletePod, SendIntent
+
+#: Somebody else wrote the object in between: look again soon.
+RETRY_SECONDS = 0.2
+
+
+async def reconcile(cluster: Cluster, key: RunKey, now: datetime) -> float | None:
+    """Returns the seconds until the next look even if nothing changes; None: only when something changes.
+
+    Raises:
+        Unavailable: the cluster does not answer; nothing is lost by trying again later.
+    """
+    try:
+        run = await cluster.get_run(key)
+    except NotFound:
+        return None
+    # Pods before the report: a pod that is seen dead because the run is over must find a report that says so.
+    listed = await cluster.list_pods(run)
+    report = await cluster.get_report(run)
+    plan = make_plan(run, observe(run, listed, report), now)
+    try:
+        if plan.status != run.status:
+            run = await cluster.save_status(run, plan.status)  # intent first: a crash from here on repeats the acts
+    except Conflict:
+        return RETRY_SECONDS
+    except NotFound:
+        return None
+    for action in plan.actions:
+        await _apply(cluster, run, action)
+    return plan.wake_after
+
+
+async def _apply(cluster: Cluster, run: TrainingRun, action: Action) -> None:
+    """Do it, or find it done. What is neither, the next look finds again."""
+    match action:
+        case CreatePod(spec):
+            try:
+                await cluster.create_pod(run, spec)
+            except AlreadyExists:
+                pods = {pod.name: pod for pod in await cluster.list_pods(run)}
+                if spec.name not in pods:
+                    raise  # the name belongs to somebody else
+        case DeletePod(name, uid, grace_seconds):
+            with suppress(NotFound, Conflict):  # gone, or gone and followed by another
+                await cluster.delete_pod(run, name, uid, grace_seconds)
+        case SendIntent(intent):
+            await cluster.send_intent(run, intent)
