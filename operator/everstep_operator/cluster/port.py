@@ -1,15 +1,16 @@
 """The port: all that the operator asks of a cluster. Adapters: `local` (a pod is a process group), later Kubernetes.
 
-Every adapter passes the one conformance suite in tests/cluster_conformance.
+Every adapter passes the one conformance suite in tests/cluster/conformance.py.
 """
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from everstep_protocol.messages import Intent, Report
+
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan.model import Pod, PodSpec
-from everstep_protocol.messages import Intent, Report
 
 
 class ClusterError(Exception):
@@ -62,7 +63,7 @@ class Cluster(Protocol):
         ...
 
     async def list_pods(self, run: TrainingRun) -> list[Pod]:
-        """The pods of this run's uid, terminating ones included, straight from the source (never from a stale watch)."""
+        """The pods of this run's uid, terminating ones included, from the source itself (never from a stale watch)."""
         ...
 
     async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
@@ -89,5 +90,5 @@ class Cluster(Protocol):
         ...
 
     def watch(self) -> AsyncIterator[Event]:
-        """Events of all runs, without end. May repeat, may come late, may be dropped: a resync event comes regularly."""
+        """Events of all runs, without end. They may repeat, come late or be dropped; a resync comes regularly."""
         ...
