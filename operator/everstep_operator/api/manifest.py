@@ -4,32 +4,20 @@ import difflib
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from everstep_operator.api.trainingrun import API_VERSION, KIND, TrainingRun
+from everstep_operator.api.trainingrun import API_VERSION, KIND, TrainingRun, fields_of, model_in
 
 #: Of Kubernetes' ObjectMeta; what Everstep does not read is legal in a manifest all the same.
 _OBJECT_META = frozenset(
-    [
-        "name",
-        "namespace",
-        "labels",
-        "annotations",
-        "uid",
-        "resourceVersion",
-        "generation",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "finalizers",
-        "generateName",
-        "managedFields",
-        "ownerReferences",
-        "selfLink",
-    ]
+    {
+        *("name", "namespace", "labels", "annotations", "uid", "resourceVersion", "generation", "creationTimestamp"),
+        *("deletionTimestamp", "deletionGracePeriodSeconds", "finalizers", "generateName", "managedFields"),
+        *("ownerReferences", "selfLink"),
+    }
 )
 _SHOWN_ERRORS = 10
 
@@ -98,11 +86,6 @@ def _similar_file(path: Path) -> str:
 class _Loader(yaml.SafeLoader):
     """As an API server reads it: dates stay text, and a key given twice is refused."""
 
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
         for key, _ in node.value:
@@ -111,6 +94,12 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key.value, Hashable):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def _document(text: str, source: str) -> dict[str, Any]:
@@ -222,26 +211,19 @@ def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
     for part in location:
         if isinstance(part, int) or model is None:
             continue  # an item of the list that was named before
-        field = next((f for name, f in model.model_fields.items() if (f.alias or name) == part), None)
-        model = _model_in(field.annotation) if field is not None else None
+        field = fields_of(model).get(part)
+        model = model_in(field.annotation) if field is not None else None
     return model
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(_model_in, get_args(annotation))), None)
 
 
 def _field_names(location: tuple[int | str, ...]) -> frozenset[str]:
     model = _model_at(location)
-    return frozenset() if model is None else frozenset(f.alias or name for name, f in model.model_fields.items())
+    return frozenset() if model is None else frozenset(fields_of(model))
 
 
 def _what_is(location: tuple[int | str, ...]) -> str:
     parent = _model_at(location[:-1])
-    fields = {} if parent is None else {f.alias or name: f for name, f in parent.model_fields.items()}
-    field = fields.get(str(location[-1]))
+    field = None if parent is None else fields_of(parent).get(str(location[-1]))
     return f": {field.description}" if field is not None and field.description else ""
 
 

@@ -68,6 +68,5 @@ def _quote(text: str) -> str:
 
 
 def _without_values(message: str) -> str:
-    """For API servers that cannot evaluate a messageExpression: the same sentence without the numbers."""
-    text = "".join(text for text, _, _, _ in Formatter().parse(message))
-    return " ".join(text.split()).replace(" :", ":").replace(" ,", ",")
+    """For API servers that cannot evaluate a messageExpression: the same sentence, the values left out."""
+    return "".join(text + ("" if path is None else "…") for text, path, _, _ in Formatter().parse(message))

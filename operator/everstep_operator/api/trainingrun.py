@@ -6,11 +6,12 @@ A field exists only when something acts on it. Durations are plain numbers of se
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from everstep_protocol import env as protocol_env
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 from pydantic.types import Strict
 from pydantic_core import PydanticCustomError
 
@@ -55,6 +56,18 @@ class Model(BaseModel):
         if broken:
             raise PydanticCustomError("rule", "{sentence}", {"sentence": "; ".join(broken)})
         return self
+
+
+def model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field of this annotation holds, also inside of a tuple or an optional."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(model_in, get_args(annotation))), None)
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Fields by the names that they have in a manifest."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 class StatusModel(Model):
@@ -120,7 +133,7 @@ class Trainer(Model):
         default=None,
         min_length=1,
         max_length=4_096,
-        description="Folder in which the command starts. Default: the image's.",
+        description="Folder in which the command starts.",
     )
 
     @model_validator(mode="after")
@@ -135,9 +148,7 @@ class Trainer(Model):
 
 
 class CheckpointEvery(Model):
-    steps: Whole = Field(
-        default=100, ge=1, le=10**9, description="A checkpoint is saved after each this many optimizer steps."
-    )
+    steps: Whole = Field(default=100, ge=1, le=10**9, description="Optimizer steps between two checkpoints.")
 
 
 class Checkpoint(Model):
@@ -235,7 +246,7 @@ def _fixed(field: str, alias: str, default: bool = False) -> Transition:
 class Spec(Model):
     suspend: Flag = Field(
         default=False,
-        description="true: save a checkpoint at the next step, stop all pods and wait; false: go on from there.",
+        description="true: save a checkpoint, stop all pods and wait; false: go on from there.",
     )
     num_nodes: Whole = Field(default=1, ge=1, le=MAX_NODES, description="Nodes that train together, one pod each.")
     elastic_policy: ElasticPolicy | None = Field(
@@ -246,7 +257,7 @@ class Spec(Model):
     trainer: Trainer = Field(description="What to run.")
     checkpoint: Checkpoint | None = Field(
         default=None,
-        description="Where and how often to save. Default: nothing is saved, and a restart begins at step 0.",
+        description="Where and how often to save. Without it a restart begins at step 0.",
     )
     failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="What to do when ranks or pods die.")
     active_deadline_seconds: Whole | None = Field(
@@ -313,9 +324,7 @@ class Condition(StatusModel):
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
     message: str = Field(default="", max_length=32_768, description="Why, in a sentence.")
     last_transition_time: datetime = Field(description="When status last changed.")
-    observed_generation: int | None = Field(
-        default=None, ge=0, description="metadata.generation that this was said about."
-    )
+    observed_generation: int | None = Field(default=None, ge=0, description="metadata.generation that this is about.")
 
 
 class Nodes(StatusModel):
@@ -335,9 +344,7 @@ class Restarts(StatusModel):
 class Attempt(StatusModel):
     """One failure. The last few are kept."""
 
-    generation: int = Field(
-        default=0, ge=0, description="The group of workers that failed, 1, 2, …; 0: none had formed."
-    )
+    generation: int = Field(default=0, ge=0, description="The group of workers that failed, from 1; 0: none yet.")
     reason: str = Field(max_length=256, description="OutOfMemory, UserException, Killed, NodeLost, …")
     message: str = Field(default="", max_length=2_048, description="What happened, in one line.")
     node: int | None = Field(default=None, ge=0, description="Index of the node, where known.")
@@ -394,9 +401,7 @@ class Status(StatusModel):
         description="Complete, Failed, Suspended, ProgressReported; for kubectl wait.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
-    observed_generation: int | None = Field(
-        default=None, ge=0, description="metadata.generation that this status is about."
-    )
+    observed_generation: int | None = Field(default=None, ge=0, description="metadata.generation that this is about.")
     start_time: datetime | None = Field(default=None, description="When the run was started, or last resumed.")
     completion_time: datetime | None = Field(default=None, description="When it Succeeded or Failed.")
     selector: str = Field(default="", max_length=512, description="Label selector of the worker pods.")
@@ -415,7 +420,7 @@ class Status(StatusModel):
     resumed_from: ResumedFrom | None = Field(default=None, description="The checkpoint of the last resume.")
     not_durable_since: datetime | None = Field(
         default=None,
-        description="Saving has failed since then; a failure now would lose the work since lastCheckpoint.",
+        description="Saving has failed since then: a failure loses all work since lastCheckpoint.",
     )
     goodput: GoodputStatus | None = Field(default=None, description="Where the time went.")
 
@@ -448,9 +453,9 @@ class TrainingRun(Model):
     """A training job over several nodes that survives failures."""
 
     api_version: Literal["everstep.dev/v1alpha1"] = Field(
-        default="everstep.dev/v1alpha1", description="everstep.dev/v1alpha1"
+        default="everstep.dev/v1alpha1", description="Group and version."
     )
-    kind: Literal["TrainingRun"] = Field(default="TrainingRun", description="TrainingRun")
+    kind: Literal["TrainingRun"] = Field(default="TrainingRun", description="TrainingRun.")
     metadata: Metadata = Field(description="Name, namespace, labels.")
     spec: Spec = Field(description="What the run should be.")
     status: Status = Field(default=Status(), description="What it is; written by the operator.")

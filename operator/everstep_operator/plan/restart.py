@@ -36,8 +36,6 @@ def count_failures(run: TrainingRun, status: Status, observed: Observed, now: da
     # The last failure of a run that has FAILED was not followed by a restart.
     gave_up = report is not None and report.state is RunState.FAILED and report.failures
     last_word = report.failures[-1].generation if report is not None and gave_up else None
-        report.failures[-1].generation if report and report.state is RunState.FAILED and report.failures else None
-    )
     for failure, generation in _failures(status, observed, pods_too):
         if generation is not None and generation <= restarts.generation:
             continue
