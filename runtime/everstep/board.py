@@ -12,6 +12,7 @@ import ctypes
 import json
 import mmap
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ class Seat:
         self._words = board._words
         self._slot = _SLOTS + local_rank * _SLOT_WORDS
         self._note = (board._notes + local_rank * NOTE_BYTES) // 8
+        self._lock = threading.Lock()  # notes come from the loop and from the thread that saves
         self._words[self._slot + _PID] = os.getpid()
 
     def enter(self, step: int) -> bool:
@@ -136,12 +138,15 @@ class Seat:
         self._words[self._slot] = step - 1  # take the entry back, or the launcher would count this rank as past it
         self.stage(Stage.AT_LIMIT)
         while True:
+            # First the commit, then the limit: a commit belongs to the limit that was written before it, so a limit
+            # read after it is the final one. The other way round a rank could act at a limit that has moved on.
+            committed = self._words[_COMMITTED]
             if step <= self._words[_LIMIT]:
                 if self.enter(step):
                     self.stage(Stage.TRAINING)
                     return False
                 self._words[self._slot] = step - 1
-            if self._words[_COMMITTED]:
+            elif committed:
                 return True
             time.sleep(poll_seconds)
 
@@ -163,10 +168,11 @@ class Seat:
         if len(text) > NOTE_BYTES - 16:
             raise ValueError(f"a note of {len(text)} bytes does not fit the board's {NOTE_BYTES - 16}")
         words, start = self._words, self._note * 8 + 16
-        words[self._note] += 1
-        words[self._note + 1] = len(text)
-        self.board._map[start : start + len(text)] = text
-        words[self._note] += 1
+        with self._lock:
+            words[self._note] += 1
+            words[self._note + 1] = len(text)
+            self.board._map[start : start + len(text)] = text
+            words[self._note] += 1
 
 
 def _barrier() -> None:

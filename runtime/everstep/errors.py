@@ -1,4 +1,4 @@
-"""Exceptions that mean something to the rest of Everstep: each names the reason with which a rank that dies of it is reported."""
+"""Exceptions that mean something to the rest of Everstep: each names the reason with which its rank is reported."""
 
 from typing import ClassVar
 
@@ -6,7 +6,7 @@ from everstep_protocol.reasons import EXIT_STOPPED, Reason
 
 
 class EverstepError(Exception):
-    """Raised by Everstep itself; the message says what is wrong and what to do. `reason` goes into the report of the exit."""
+    """Raised by Everstep itself; the message says what is wrong and what to do."""
 
     reason: ClassVar[Reason] = Reason.UNKNOWN
 
