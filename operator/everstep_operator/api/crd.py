@@ -145,18 +145,18 @@ def render() -> str:
     return _HEADER + yaml.safe_dump(crd(), sort_keys=False, width=120, allow_unicode=True)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], file: Path = FILE) -> int:
     """Write the file, or with --check compare it. Returns the exit status."""
-    if arguments not in ([], ["--check"]):
+    if list(arguments) not in ([], ["--check"]):
         print("usage: python -m everstep_operator.api.crd [--check]", file=sys.stderr)
         return 2
     text = render()
-    if arguments == []:
-        FILE.write_text(text, encoding="utf-8")
+    if not arguments:
+        file.write_text(text, encoding="utf-8")
         return 0
-    if FILE.exists() and FILE.read_text(encoding="utf-8") == text:
+    if file.exists() and file.read_text(encoding="utf-8") == text:
         return 0
-    print(f"{FILE} is not what the models say: run `make generate` and commit it", file=sys.stderr)
+    print(f"{file} is not what the models say: run `make generate` and commit it", file=sys.stderr)
     return 1
 
 

@@ -46,7 +46,7 @@ def parse(text: str, source: str) -> TrainingRun:
     _check_kind(document, source)
     errors = _unknown_metadata(document)
     try:
-        run = TrainingRun.model_validate_json(json.dumps(document, allow_nan=False))
+        run = TrainingRun.model_validate_json(json.dumps(document, allow_nan=False), by_alias=True, by_name=False)
     except ValidationError as error:
         errors += [_sentence(dict(detail)) for detail in error.errors(include_url=False)]
     except (TypeError, ValueError) as error:

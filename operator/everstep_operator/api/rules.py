@@ -23,15 +23,12 @@ class Rule:
 
     def validation(self) -> dict[str, str]:
         """An entry of x-kubernetes-validations."""
-        terms = []
-        for text, path in self._parts():
-            if text:
-                terms.append(_quote(text))
-            if path is not None:
-                terms.append(f"string(self.{path})")
-        entry = {"rule": self.cel, "message": _without_values(self.message)}
-        if any(path is not None for _, path in self._parts()):
-            entry["messageExpression"] = " + ".join(terms)
+        entry = {"rule": self.cel, "message": "".join(t + ("" if p is None else "…") for t, p in self._parts())}
+        values = [f"self.{path}" for _, path in self._parts() if path is not None]
+        if values:
+            # Not string(x) + …: of that the API server cannot estimate the cost, and refuses the whole CRD.
+            text = "".join(t.replace("%", "%%") + ("" if p is None else "%s") for t, p in self._parts())
+            entry["messageExpression"] = f"{_quote(text)}.format([{', '.join(values)}])"
         return entry
 
     def _parts(self) -> Iterator[tuple[str, str | None]]:
@@ -65,8 +62,3 @@ def _show(value: Any) -> str:
 
 def _quote(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
-
-
-def _without_values(message: str) -> str:
-    """For API servers that cannot evaluate a messageExpression: the same sentence, the values left out."""
-    return "".join(text + ("" if path is None else "…") for text, path, _, _ in Formatter().parse(message))

@@ -212,7 +212,8 @@ class BackoffPolicy(Model):
     RULES = (
         Rule(
             lambda b: b.initial_seconds <= b.max_seconds,
-            "self.initialSeconds <= self.maxSeconds",
+            # An API server checks the default {} of this object before it fills in the defaults of the fields.
+            "!has(self.initialSeconds) || !has(self.maxSeconds) || self.initialSeconds <= self.maxSeconds",
             "backoff.maxSeconds {maxSeconds} is below initialSeconds {initialSeconds}: "
             "raise maxSeconds or lower initialSeconds",
         ),
@@ -285,7 +286,6 @@ class Spec(Model):
         _fixed("num_nodes", "numNodes", default=True),
         _fixed("elastic_policy", "elasticPolicy"),
         _fixed("num_proc_per_node", "numProcPerNode", default=True),
-        _fixed("accelerator", "accelerator", default=True),
         _fixed("trainer", "trainer", default=True),
         _fixed("checkpoint", "checkpoint"),
     )

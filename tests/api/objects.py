@@ -1,0 +1,172 @@
+"""ONE table of accepted and refused TrainingRuns, for the models, the CRD's schema and a real API server.
+
+Each rule of the models has at least one of each here.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    object: Object
+    refused: str | None = None  # words of the refusal by the models; None: accepted
+    by: str = ""  # who refuses in the API server: "schema", "cel", or "unknown" (fields, in strict mode)
+    changed: Object | None = None  # the object that `object` is changed into; it is the change that is refused
+
+
+def run(spec: Object | None = None, **trainer: Any) -> Object:
+    """A minimal object with changes to its spec; `trainer` is merged into spec.trainer."""
+    whole: Object = {"trainer": {"command": ["python", "train.py"]}}
+    whole.update(deepcopy(spec or {}))
+    if isinstance(whole["trainer"], dict):
+        whole["trainer"].update(trainer)
+    return named("run", whole)
+
+
+def named(name: str, spec: Object | None = None) -> Object:
+    spec = {"trainer": {"command": ["python", "train.py"]}} if spec is None else spec
+    return {"apiVersion": "everstep.dev/v1alpha1", "kind": "TrainingRun", "metadata": {"name": name}, "spec": spec}
+
+
+def elastic(nodes: int, low: int, high: int) -> Object:
+    return run({"numNodes": nodes, "elasticPolicy": {"minNodes": low, "maxNodes": high}})
+
+
+def saved(uri: str, **more: Any) -> Object:
+    return run({"checkpoint": {"uri": uri, **more}})
+
+
+def backoff(**policy: Any) -> Object:
+    return run({"failurePolicy": {"backoff": policy}})
+
+
+def ok(name: str, object: Object) -> Case:
+    return Case(name, object)
+
+
+def bad(name: str, object: Object, refused: str, by: str = "schema") -> Case:
+    return Case(name, object, refused, by)
+
+
+def change(name: str, before: Object, after: Object, refused: str | None = None) -> Case:
+    return Case(name, before, refused, "cel" if refused else "", after)
+
+
+FULL = run(
+    {
+        "suspend": False,
+        "numNodes": 3,
+        "elasticPolicy": {"minNodes": 2, "maxNodes": 4},
+        "numProcPerNode": 2,
+        "accelerator": {"type": "cpu"},
+        "checkpoint": {
+            "uri": "s3://bucket/prefix",
+            "every": {"steps": 20},
+            "keep": 3,
+            "resume": "never",
+            "endpoint": "http://localhost:9000",
+            "region": "eu-west-1",
+        },
+        "failurePolicy": {"maxRestarts": 5, "backoff": {"initialSeconds": 0.5, "factor": 1.5, "maxSeconds": 60}},
+        "activeDeadlineSeconds": 3600,
+    },
+    args=["--epochs", "3"],
+    env=[{"name": "A", "value": "1"}, {"name": "B"}],
+    workingDir="/work",
+)
+
+SUSPENDED = run({"suspend": True})
+
+CASES: tuple[Case, ...] = (
+    ok("minimal", run()),
+    ok("full", FULL),
+    # names: a pod's name has to fit into 63 characters
+    ok("name of 40 characters", named("a" * 40)),
+    bad("name of 41 characters", named("a" * 41), "is longer than 40 characters", "cel"),
+    ok("name with digits and dashes", named("1-run-2")),
+    bad("name with a dot", named("a.b"), "has characters that a pod's name may not have", "cel"),
+    # elastic bounds
+    ok("bounds around numNodes", elastic(3, 2, 4)),
+    ok("bounds equal to numNodes", elastic(3, 3, 3)),
+    bad("minNodes above maxNodes", elastic(3, 4, 2), "elasticPolicy.maxNodes 2 is below minNodes 4: raise", "cel"),
+    bad("numNodes below minNodes", elastic(1, 2, 4), "numNodes 1 is below elasticPolicy.minNodes 2: raise", "cel"),
+    bad("numNodes above maxNodes", elastic(5, 2, 4), "numNodes 5 is above elasticPolicy.maxNodes 4: lower", "cel"),
+    bad("maxNodes missing", run({"elasticPolicy": {"minNodes": 1}}), "spec.elasticPolicy.maxNodes is missing"),
+    # checkpoints
+    ok("S3", saved("s3://bucket/prefix")),
+    ok("local folder", saved("file:///data/run")),
+    ok("another scheme", saved("abfs://container/prefix")),
+    bad("URI without a scheme", saved("/data/run"), "checkpoint.uri /data/run has no scheme: write s3://", "cel"),
+    bad("URI of only a scheme", saved("s3://"), "has no scheme", "cel"),
+    bad("relative file URI", saved("file://data/run"), "is not absolute: write file:///", "cel"),
+    ok("own S3 server", saved("s3://bucket/prefix", endpoint="https://minio:9000")),
+    bad("endpoint for a folder", saved("file:///data", endpoint="https://m"), "endpoint is for s3:// only", "cel"),
+    bad("endpoint without scheme", saved("s3://b/p", endpoint="minio:9000"), "checkpoint.endpoint is no URL", "cel"),
+    ok("region", saved("s3://bucket/prefix", region="eu-west-1")),
+    bad("region for a folder", saved("file:///data", region="eu"), "checkpoint.region is for s3:// only", "cel"),
+    bad("URI missing", run({"checkpoint": {"keep": 2}}), "spec.checkpoint.uri is missing"),
+    bad("keep 0", saved("s3://b/p", keep=0), "spec.checkpoint.keep must be at least 1, not 0"),
+    bad("every 0 steps", saved("s3://b/p", every={"steps": 0}), "every.steps must be at least 1, not 0"),
+    bad("resume sometimes", saved("s3://b/p", resume="sometimes"), "must be 'auto' or 'never', not \"sometimes\""),
+    # restarts
+    ok("no restarts", run({"failurePolicy": {"maxRestarts": 0}})),
+    bad("maxRestarts -1", run({"failurePolicy": {"maxRestarts": -1}}), "maxRestarts must be at least 0, not -1"),
+    ok("no waits", backoff(initialSeconds=0, maxSeconds=0)),
+    bad("waits that shrink", backoff(factor=0.5), "backoff.factor must be at least 1, not 0.5"),
+    bad(
+        "first wait above the longest", backoff(initialSeconds=9, maxSeconds=3), "backoff.maxSeconds 3 is below", "cel"
+    ),
+    ok("deadline", run({"activeDeadlineSeconds": 1})),
+    bad("deadline 0", run({"activeDeadlineSeconds": 0}), "activeDeadlineSeconds must be at least 1, not 0"),
+    # the command and its variables
+    bad("no command", run(command=[]), "spec.trainer.command must have at least 1 item, and has 0"),
+    bad("command missing", run({"trainer": {"args": ["x"]}}), "spec.trainer.command is missing"),
+    bad("trainer missing", named("run", {"numNodes": 1}), "spec.trainer is missing"),
+    ok("variables", run(env=[{"name": "A.b-c_D", "value": "x"}])),
+    bad("variable twice", run(env=[{"name": "A"}, {"name": "A"}]), "trainer.env has A more than once"),
+    bad("variable with a space", run(env=[{"name": "A B"}]), "spec.trainer.env[0].name must match"),
+    bad(
+        "a variable of ours",
+        run(env=[{"name": "EVERSTEP_TOKEN", "value": "x"}]),
+        "EVERSTEP_TOKEN is set by Everstep itself: remove it",
+        "cel",
+    ),
+    ok("a variable with a name like ours", run(env=[{"name": "EVERSTEP_MINE", "value": "x"}])),
+    bad("workingDir empty", run(workingDir=""), "spec.trainer.workingDir must not be empty"),
+    bad("too many arguments", run(args=["x"] * 513), "spec.trainer.args has more than 512 items"),
+    # types
+    bad("a number in quotes", run({"numNodes": "3"}), 'must be a whole number, not the text "3": remove the quotes'),
+    bad("a broken number", run({"numNodes": 2.5}), "spec.numNodes must be a whole number, not 2.5"),
+    bad("numNodes 0", run({"numNodes": 0}), "spec.numNodes must be at least 1, not 0"),
+    bad("too many nodes", run({"numNodes": 10_001}), "spec.numNodes must be at most 10000, not 10001"),
+    bad("no ranks", run({"numProcPerNode": 0}), "spec.numProcPerNode must be at least 1, not 0"),
+    bad("text for a flag", run({"suspend": "true"}), 'must be true or false, not the text "true": remove the quotes'),
+    bad("a number as variable", run(env=[{"name": "A", "value": 1}]), "must be text, not 1: put it in quotes"),
+    bad("a command in one word", run(command="python x.py"), "spec.trainer.command must be a list, not the text"),
+    bad("a list for an object", run({"trainer": ["x"]}), "spec.trainer must be a mapping of fields, not a list"),
+    bad("an accelerator of tomorrow", run({"accelerator": {"type": "cuda"}}), "must be 'cpu', not \"cuda\""),
+    # unknown fields
+    bad("unknown in spec", run({"numNode": 3}), "spec has no field numNode; did you mean numNodes?", "unknown"),
+    bad("snake case", run({"num_nodes": 3}), "spec has no field num_nodes; did you mean numNodes?", "unknown"),
+    bad("unknown in env", run(env=[{"name": "A", "valu": ""}]), "env[0] has no field valu; did you mean", "unknown"),
+    bad("unknown and far", run({"flavour": 3}), "spec has no field flavour; it has accelerator,", "unknown"),
+    # changes
+    change("suspend", run(), SUSPENDED),
+    change("more restarts", run(), run({"failurePolicy": {"maxRestarts": 99}})),
+    change("a deadline", run(), run({"activeDeadlineSeconds": 9})),
+    change("a trainer while suspended", SUSPENDED, run({"suspend": True}, args=["--lr", "1"])),
+    change("a trainer with the resume", SUSPENDED, run({"numNodes": 2}, args=["--lr", "1"])),
+    change("a trainer on the way", run(), run(args=["--lr", "1"]), "trainer changes only while the run is suspended"),
+    change("a trainer with suspend", run(), run({"suspend": True}, args=["1"]), "trainer changes only while"),
+    change("numNodes on the way", run(), run({"numNodes": 2}), "numNodes changes only while"),
+    change("elasticPolicy on the way", elastic(3, 2, 4), elastic(3, 2, 5), "elasticPolicy changes only while"),
+    change("elasticPolicy taken away", elastic(3, 2, 4), run({"numNodes": 3}), "elasticPolicy changes only while"),
+    change("ranks on the way", run(), run({"numProcPerNode": 2}), "numProcPerNode changes only while"),
+    change("checkpoint on the way", saved("s3://b/p"), saved("s3://b/q"), "checkpoint changes only while"),
+    change("checkpoint given later", run(), saved("s3://b/p"), "checkpoint changes only while"),
+)

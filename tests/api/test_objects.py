@@ -1,0 +1,196 @@
+"""The table of objects against the models, the CRD's schema, and a real API server where KUBECONFIG names one."""
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+from everstep_operator.api import crd
+from everstep_operator.api.manifest import ManifestError, parse
+from everstep_operator.api.trainingrun import Model, Spec, TrainingRun, fields_of, model_in, refused_changes
+
+from tests.api.objects import CASES, FULL, Case, run
+from tests.api.structural import defaulted, errors, nodes, unknown_keys
+
+OBJECTS = [case for case in CASES if case.changed is None]
+CHANGES = [case for case in CASES if case.changed is not None]
+
+
+def by_name(case: Case) -> str:
+    return case.name.replace(" ", "-")
+
+
+def read(document: dict[str, Any]) -> TrainingRun:
+    return parse(yaml.safe_dump(document), "manifest.yaml")
+
+
+# --- the models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", OBJECTS, ids=by_name)
+def test_models(case: Case) -> None:
+    if case.refused is None:
+        read(case.object)
+        return
+    with pytest.raises(ManifestError) as refusal:
+        read(case.object)
+    assert case.refused in str(refusal.value)
+    assert str(refusal.value).count("manifest.yaml") == 1
+
+
+@pytest.mark.parametrize("case", CHANGES, ids=by_name)
+def test_models_judge_changes(case: Case) -> None:
+    assert case.changed is not None
+    sentences = refused_changes(read(case.object).spec, read(case.changed).spec)
+    if case.refused is None:
+        assert sentences == []
+    else:
+        assert any(case.refused in sentence for sentence in sentences)
+
+
+def test_each_rule_has_a_case_that_breaks_it() -> None:
+    broken = " ".join(case.refused or "" for case in CASES)
+    for model in models():
+        for rule in (*model.RULES, *model.TRANSITIONS):
+            words = [part for part in rule.message.replace("{", "}").split("}") if len(part) > 8]
+            assert any(word[:20].strip() in broken for word in words), rule.message
+
+
+def models(root: type = TrainingRun) -> Iterator[type[Model]]:
+    yield root
+    for field in fields_of(root).values():
+        child = model_in(field.annotation)
+        if child is not None and issubclass(child, Model):
+            yield from models(child)
+
+
+# --- the CRD --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", OBJECTS, ids=by_name)
+def test_schema(case: Case) -> None:
+    said = errors(crd.schema(), case.object)
+    if case.by in ("schema", "unknown"):
+        assert said
+        assert case.by == "schema" or all("unknown field" in sentence for sentence in said)
+    else:
+        assert said == []  # what CEL refuses is well formed
+
+
+@pytest.mark.parametrize("case", [c for c in OBJECTS if c.refused is None], ids=by_name)
+def test_defaults_of_the_schema_are_those_of_the_models(case: Case) -> None:
+    stored = defaulted(crd.schema(), case.object)
+    from_server = TrainingRun.model_validate(stored)
+    assert from_server.spec == read(case.object).spec
+    assert json.loads(from_server.spec.model_dump_json(exclude_none=True)) == stored["spec"]
+
+
+def test_schema_is_structural() -> None:
+    schema = crd.schema()
+    assert unknown_keys(schema) == set()
+    for path, node in nodes(schema):
+        assert "type" in node, path
+        assert "description" in node or path in ("", ".apiVersion", ".kind", ".metadata") or path[-1] in "]}", path
+        if path.startswith(".spec"):  # CEL's cost is estimated from these
+            assert node["type"] != "string" or {"maxLength", "enum"} & set(node), path
+            assert node["type"] != "array" or "maxItems" in node, path
+
+
+def test_each_default_below_a_parent_applies() -> None:
+    """An API server fills in nothing below a parent that is absent: each such parent has a default itself."""
+    for path, node in nodes(crd.schema()["properties"]["spec"]):
+        if node["type"] == "object" and path and not path.endswith("[]") and "default" not in node:
+            holder = fields_of(Spec)[path.removeprefix(".").split(".")[0]]
+            assert holder.is_required() or holder.default is None, path
+
+
+def test_full_example_uses_every_field_of_spec() -> None:
+    """So that a new field cannot be left out of the table."""
+    used = set()
+
+    def walk(value: Any, path: str) -> None:
+        used.add(path)
+        if isinstance(value, dict):
+            for name, child in value.items():
+                walk(child, f"{path}.{name}")
+        elif isinstance(value, list):
+            for child in value:
+                walk(child, f"{path}[]")
+
+    walk(FULL["spec"], "")
+    assert {path for path, _ in nodes(crd.schema()["properties"]["spec"])} == used
+
+
+def test_generated_file_is_fresh() -> None:
+    assert crd.FILE.read_text(encoding="utf-8") == crd.render()
+    assert crd.main(["--check"]) == 0
+
+
+def test_check_names_a_stale_file(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    stale = tmp_path / "crd.yaml"
+    assert crd.main(["--check"], stale) == 1
+    assert "make generate" in capsys.readouterr().err
+    assert crd.main([], stale) == 0
+    assert crd.main(["--check"], stale) == 0
+
+
+# --- a real API server ----------------------------------------------------------------------------------------------
+
+
+def kubectl(*arguments: str, document: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    text = None if document is None else json.dumps(document)
+    return subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
+        pytest.skip("needs kubectl, and KUBECONFIG for an API server on which CRDs may be created")
+    installed = kubectl("apply", "-f", str(crd.FILE))
+    assert installed.returncode == 0, installed.stderr
+    ready = kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{crd.PLURAL}.everstep.dev")
+    assert ready.returncode == 0, ready.stderr
+    for _ in range(30):  # the schema is published a moment after the condition
+        if kubectl("create", "--dry-run=server", "-f", "-", document=run()).returncode == 0:
+            break
+    yield
+    kubectl("delete", "crd", f"{crd.PLURAL}.everstep.dev")
+
+
+@pytest.mark.serial
+def test_real_api_server_agrees_with_the_table(server: None) -> None:
+    """All cases in one test: one server, one list of disagreements."""
+    disagreements = []
+    for case in OBJECTS:
+        said = kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", document=case.object)
+        if (said.returncode == 0) != (case.refused is None):
+            disagreements.append(f"{case.name}: {said.stderr or 'accepted'}")
+        elif case.by == "cel" and case.refused is not None and case.refused not in said.stderr:
+            disagreements.append(f"{case.name}: other words: {said.stderr}")
+    for case in CHANGES:
+        assert kubectl("create", "-f", "-", document=case.object).returncode == 0, case.name
+        said = kubectl("replace", "--dry-run=server", "-f", "-", document=case.changed)
+        if (said.returncode == 0) != (case.refused is None) or (case.refused or "") not in said.stderr:
+            disagreements.append(f"{case.name}: {said.stderr or 'accepted'}")
+        kubectl("delete", "trainingrun", "run", "--wait=true")
+    assert disagreements == []
+
+
+@pytest.mark.serial
+def test_real_api_server_stores_what_the_models_read(server: None) -> None:
+    created = kubectl("create", "-o", "json", "-f", "-", document=run())
+    assert created.returncode == 0, created.stderr
+    try:
+        stored = TrainingRun.model_validate_json(created.stdout)
+        assert stored.spec == read(run()).spec
+        assert kubectl("get", "tr").stdout.split()[:8] == [
+            *("NAME", "PHASE", "NODES", "STEP", "PROGRESS", "LOSS", "GOODPUT", "RESTARTS")
+        ]
+        scaled = kubectl("get", "--raw", f"/apis/everstep.dev/v1alpha1/namespaces/default/{crd.PLURAL}/run/scale")
+        assert json.loads(scaled.stdout)["spec"]["replicas"] == 1
+    finally:
+        kubectl("delete", "trainingrun", "run")
