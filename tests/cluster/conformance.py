@@ -33,7 +33,7 @@ class World(Protocol):
     run: TrainingRun
 
     def connect(self) -> AbstractAsyncContextManager[Cluster]:
-        """An adapter, as a newly started operator has it; a second one sees the same cluster through eyes of its own."""
+        """An adapter, as a newly started operator has it; a second one looks at the same cluster by itself."""
         ...
 
     def log(self, pod: Pod) -> str:
@@ -82,7 +82,7 @@ def coordinator(intent: Intent) -> PodSpec:
 
 async def until(question: Callable[[], Awaitable[Any]]) -> Any:
     """The first true answer."""
-    while not (answer := await question()):
+    while not (answer := await question()):  # noqa: ASYNC110 - the world outside sends no events
         await asyncio.sleep(0.02)
     return answer
 

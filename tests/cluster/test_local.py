@@ -99,7 +99,7 @@ class TestLocalCluster(Conformance):
         """Background jobs, also in a session of their own, die with the pod's first process."""
         created = await cluster.create_pod(
             world.run,
-            pod("sleep 600 & setsid sleep 601 & sh -c 'setsid sleep 602 &'; sleep 0.2; echo ready; sleep 603"),
+            pod("sleep 60 & setsid sleep 61 & sh -c 'setsid sleep 62 &'; sleep 0.2; echo ready; sleep 63"),
         )
         await ready(world, created)
         below = shim.descendants(world.process(created.name).state().shim_pid or 0)

@@ -30,8 +30,11 @@ from everstep_operator.plan.model import Pod, PodSpec
 ADDRESS = "127.0.0.1"
 
 #: Variables that a pod must not inherit from the shell of `everstep run`: another run's, or another launcher's.
-_FOREIGN = ("EVERSTEP_", "PET_", "TORCHELASTIC_", "GROUP_", "ROLE_")
-_FOREIGN_NAMES = frozenset({"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"})
+_FOREIGN = ("EVERSTEP_", "PET_", "TORCHELASTIC_")
+_FOREIGN_NAMES = frozenset(
+    {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
+    | {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"}
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class LocalCluster:
         self._tracked: dict[int, int] = {}  # pid of a shim: a pidfd that tells of its end
         self._gone: set[str] = set()  # folders of pods that are over and deleted
         self._coordinator = _Coordinator()
+        self._last_report: Report | None = None
 
     # The run.
 
@@ -214,7 +218,17 @@ class LocalCluster:
         if not any(running):
             return None  # whoever listens on that port now is somebody else
         request = (self.state.port(), self.state.token(), method, path, body)
-        return await asyncio.to_thread(self._coordinator.ask, *request)
+        report = await asyncio.to_thread(self._coordinator.ask, *request)
+        self._last_report = report or self._last_report
+        return report
+
+    def last_failure(self) -> Failure | None:
+        """The newest failure that the coordinator told of, or else a pod, deleted ones included."""
+        if self._last_report is not None and self._last_report.failures:
+            return self._last_report.failures[-1]
+        words = self.state.pods.glob("*/termination.json")
+        newest = max(words, key=lambda path: path.stat().st_mtime, default=None)
+        return None if newest is None else _failure(newest.parent)
 
     # Events.
 

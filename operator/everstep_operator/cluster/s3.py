@@ -43,9 +43,8 @@ CREDENTIALS = (
 )
 
 #: Every door that the server opens, each on a port of its own; what is not needed stays shut.
-_PORTS = tuple(
-    f"{part}.{kind}" for part in ("s3", "master", "volume", "filer", "admin") for kind in ("port", "port.grpc")
-)
+_PARTS = ("s3", "master", "volume", "filer", "admin")
+_PORTS = tuple(f"{part}.{kind}" for part in _PARTS for kind in ("port", "port.grpc"))
 _SHUT = ("-webdav=false", "-admin.ui=false", "-s3.iam=false", "-s3.port.iceberg=0", "-s3.port.lance=0")
 
 
@@ -137,7 +136,12 @@ class EmbeddedS3:
             self.process.end(LEASE_GRACE)
 
     def is_stopped(self) -> bool:
-        return not self.process.exists() or self.process.state().finished
+        if self.process.exists() and not self.process.state().finished:
+            return False
+        for port in self._settings().values():  # it leaves some of its sockets lying there
+            for socket_file in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                socket_file.unlink(missing_ok=True)
+        return True
 
     def _settings(self, *, may_move: bool = False) -> dict[str, Any]:
         path = str(self.folder / "server.json")

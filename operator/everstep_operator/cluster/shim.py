@@ -1,4 +1,4 @@
-"""The process above a local pod, as a container has one: it outlives `everstep run`, and ends the pod if that stays away.
+"""The process above a local pod, as a container has one: it outlives `everstep run`, ends the pod if that stays away.
 
     python -I -S shim.py <pod folder>
 
@@ -8,7 +8,7 @@ pod's folder is the whole interface (cluster/local.py is the other side of it):
     spec.json         read once: command, env, cwd, lease (a file), lease_seconds, lease_grace
     shim.json         written: identity of the shim
     process.json      written: identity of the pod's first process
-    delete.json       read again on SIGUSR1 and each tick: {"deadline": CLOCK_MONOTONIC seconds}; SIGTERM now, SIGKILL then
+    delete.json       read on SIGUSR1 and at each tick: {"deadline": CLOCK_MONOTONIC}; SIGTERM now, SIGKILL then
     exit.json         written last: {"exit_code", "signal", "time", "by": "itself" | "delete" | "lease"}
     termination.json  written by the pod, or by the shim if the command cannot be started
     stdout.log        both output streams of the pod
@@ -125,7 +125,7 @@ class Shim:
         write(f"{self.folder}/process.json", identity(self.main))
         with open(failed) as pipe:
             text = pipe.read()
-        return json.loads(text) if text else None  # type: ignore[no-any-return]
+        return json.loads(text) if text else None
 
     def _become_the_pod(self, log: int, report: int) -> None:
         try:

@@ -148,12 +148,12 @@ class StateFolder:
         return kept
 
     def port(self, *, may_change: bool = False) -> int:
-        """The coordinator's port, chosen once. `may_change`: nobody knows it yet, so take another if it is in use now."""
+        """The coordinator's port, chosen once. `may_change`: nobody knows it yet, so take another if it is busy."""
         path = self.path / "port"
-        kept = shim.read(str(path))
-        if kept is None or (may_change and not _is_free(int(kept["port"]))):  # type: ignore[call-overload]
+        kept: dict[str, Any] | None = shim.read(str(path))
+        if kept is None or (may_change and not _is_free(kept["port"])):
             shim.write(str(path), kept := {"port": free_ports(1)[0]})
-        return int(kept["port"])  # type: ignore[call-overload]
+        return int(kept["port"])
 
 
 def _next(run: TrainingRun) -> str:
