@@ -1,0 +1,70 @@
+"""The schedule: which samples of an epoch make up which micro-batch of which rank. Pure arithmetic on positions.
+
+A *round* is what all ranks of the first world took together: batch_size x first world samples, the last one may be
+smaller. A *window* is `accumulation` rounds and one optimizer step. Both stay when the world changes: each round is
+divided over the ranks there are, in micro-batches of at most `batch_size`. Weights make the mean of the ranks' gradients
+that of the mean over the round's samples, each counted once.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Micro(NamedTuple):
+    """One forward and backward of one rank, on the samples at [start, stop) of the epoch's order."""
+
+    start: int
+    stop: int
+    weight: float  # of its mean loss in the round; 0: the sample is a repetition that only keeps the ranks in step
+    closes_round: bool
+    closes_step: bool
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of training batches. `round_size` and `accumulation` are the reference: they outlive a world."""
+
+    round_size: int  # samples
+    accumulation: int = 1  # rounds in a window
+    batch_size: int = 1  # most samples in one micro-batch
+
+    @property
+    def window(self) -> int:
+        """Samples of one optimizer step."""
+        return self.round_size * self.accumulation
+
+
+def share(start: int, stop: int, world: int, rank: int) -> tuple[int, int]:
+    """The rank's contiguous part of [start, stop): parts differ by at most one sample, the earlier ranks have more."""
+    each, extra = divmod(stop - start, world)
+    first = start + rank * each + min(rank, extra)
+    return first, first + each + (rank < extra)
+
+
+def schedule(samples: int, shape: Shape, world: int, rank: int, consumed: int = 0) -> Iterator[Micro]:
+    """Micro-batches of `rank` for the rest of an epoch of `samples`, from the step boundary `consumed` on.
+
+    Every rank gets the same number of micro-batches. Raises ValueError if `consumed` is no step boundary.
+    """
+    if consumed != samples and consumed % shape.window:
+        raise ValueError(f"{consumed} samples is no boundary of steps of {shape.window} samples")
+    for start in range(consumed, samples, shape.round_size):
+        stop = min(start + shape.round_size, samples)
+        closes_step = stop == samples or stop % shape.window == 0
+        first, last = share(start, stop, world, rank)
+        largest = -(-(stop - start) // world)
+        count = -(-largest // shape.batch_size)
+        for index in range(count):
+            a, b = share(first, last, count, index)
+            final = index == count - 1
+            # A rank without a sample repeats the round's first one, so that collectives match.
+            weight = world * (b - a) / (stop - start)
+            yield Micro(*((a, b) if b > a else (start, start + 1)), weight, final, closes_step and final)
+
+
+def evaluation(samples: int, batch_size: int, world: int, rank: int) -> Iterator[Micro]:
+    """Batches of `rank` in an evaluation: each sample once, nothing repeated; ranks may differ by a batch at the end."""
+    for micro in schedule(samples, Shape(batch_size * world, 1, batch_size), world, rank):
+        if micro.weight > 0:
+            yield micro

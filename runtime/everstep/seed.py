@@ -1,0 +1,49 @@
+"""One seed for everything random in a script."""
+
+import random
+
+import torch
+
+from everstep import rng
+from everstep.environment import Environment
+
+_MAX = 2**32 - 1
+_UNSEEDED = torch.Generator().initial_seed()  # what torch's default generator starts with when nobody seeds it
+
+_chosen: int | None = None
+
+
+def seed_everything(seed: int | None = None, workers: bool = False) -> int:
+    """Seed python, numpy and torch in this process and return the seed.
+
+    Args:
+        seed: 0 .. 2^32-1; None takes the run's seed, or one at random where there is no run.
+        workers: accepted as Lightning's scripts pass it. DataLoader workers are always seeded: per sample, from
+            (seed, epoch, position).
+
+    Raises:
+        ValueError: the seed is out of range.
+    """
+    global _chosen
+    if seed is None:
+        seed = Environment.read().seed
+    if seed is None:
+        seed = random.SystemRandom().randint(0, _MAX)
+    if not 0 <= seed <= _MAX:
+        raise ValueError(f"seed {seed} is out of range: it has to be at least 0 and at most {_MAX}")
+    rng.seed_generators(seed)
+    _chosen = seed
+    return seed
+
+
+def ensure_seeded(environment: Environment | None = None) -> None:
+    """Give a script that seeds nothing the seed of its run. Called before anything of Everstep's draws a number."""
+    if _chosen is None and torch.initial_seed() == _UNSEEDED:
+        seed = (environment or Environment.read()).seed
+        if seed is not None:
+            seed_everything(seed % (_MAX + 1))
+
+
+def run_seed() -> int:
+    """The seed from which data order and worker randomness derive: of seed_everything, else of torch's generator."""
+    return _chosen if _chosen is not None else torch.initial_seed()
