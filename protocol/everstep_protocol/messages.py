@@ -155,7 +155,7 @@ class Limit:
 
 class Action(StrEnum):
     WAIT = "wait"  # have no workers (kill those there are, at once) and keep talking
-    RUN = "run"  # have the workers of `round`
+    RUN = "run"  # have the workers of `round`; without a round: go on as you are
     EXIT = "exit"  # kill what is left and leave with `exit_code`
 
 
@@ -169,7 +169,7 @@ class Directive:
     message: str = ""
     print_failure: Failure | None = None  # this agent holds the root cause: show its traceback, once
     want_memory: bool = False  # a new coordinator asks: tell me what my predecessor noted
-    memory: dict[str, Any] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)  # keep the latest that is not empty
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Report:
     state: RunState
     generation: int
     world_size: int
-    restarts: int  # generations that failed, Intent.restarts_used included
+    restarts: int  # failed generations that got another try, Intent.restarts_used included: never above the budget
     failures: tuple[Failure, ...] = ()  # the last ten, oldest first; Failure.generation is unique among them
     message: str = ""  # why it waits, restarts, failed
     members: tuple[Member, ...] = ()

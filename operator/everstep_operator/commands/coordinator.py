@@ -1,4 +1,4 @@
-"""`everstep coordinator`: the small service of one run. The operator starts it; a single node's launcher does so itself."""
+"""`everstep coordinator`: the small service of one run. The operator starts it; on a single node the launcher does."""
 
 import argparse
 import os
