@@ -33,7 +33,7 @@ REFUSED = {
 _SHORT = {"--redirects": "-r", "--tee": "-t"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str] = os.environ) -> None:
     parser.usage = "everstep launch [flags] [--] script.py [args …] | -m module [args …] | --no-python program [args …]"
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description = (
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Every flag can be set by a variable as well: --nproc-per-node is PET_NPROC_PER_NODE, and so on.\n"
         "Workers get OMP_NUM_THREADS=1 and a fixed PYTHONHASHSEED unless these are set."
     )
-    option = _Options(parser, os.environ)
+    option = _Options(parser, environment)
     option("--nnodes", default="1", type=_nodes, help="nodes of the run: N, or MIN:MAX")
     option(
         "--nproc-per-node",
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-restarts", type=_at_least_zero, help="failed rounds that are started again, with an own coordinator (3)"
     )
     option("--log-dir", type=Path, metavar="FOLDER", help="a file per rank and round; shows only the first rank")
-    option("--join-timeout", type=float, default=300.0, metavar="SECONDS",
+    option("--join-timeout", type=_seconds, default=300.0, metavar="SECONDS",
            help="give up without an answer from the coordinator, while no worker runs (300)")  # fmt: skip
     option.switch("--standalone", help="start an own coordinator, whatever the environment says")
     kind = parser.add_mutually_exclusive_group()
@@ -146,6 +146,16 @@ def _at_least_zero(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of restarts")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0")
+    return seconds
 
 
 def _endpoint(text: str) -> str:
