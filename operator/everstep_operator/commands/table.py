@@ -1,7 +1,6 @@
 """How `everstep run` looks: a live table on a terminal; in a pipe or in CI plain lines, one per change."""
 
 import os
-import sys
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
@@ -81,10 +80,10 @@ class Lines:
         try:
             self._out.write(text)
             self._out.flush()
-        except (OSError, ValueError):  # a closed pipe, a terminal that is gone
-            self._out = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process's life
-            if sys.stdout is not None and not sys.stdout.closed:
-                os.dup2(self._out.fileno(), sys.stdout.fileno())  # or the interpreter complains when it ends
+        except OSError:  # a closed pipe, a terminal that is gone: from here on into nothing
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self._out.fileno())
+            os.close(null)
 
 
 class LiveTable(Lines):
