@@ -33,10 +33,8 @@ def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
         return _over(status, observed, now)
 
     if status.phase is Phase.SUSPENDED:
-        if run.spec.suspend:
-            return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS if observed.pods else None)
-        if observed.pods:  # of the time before; they go first
-            return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+        if run.spec.suspend or observed.pods:  # those of the time before go first
+            return _suspended(run, status, observed)
         return _keep_up(run, suspend.resume(status, now), observed, now)
 
     stop = _wanted_stop(run, status, now)
@@ -82,17 +80,24 @@ def _stop(run: TrainingRun, status: Status, observed: Observed, now: datetime, c
             return _over(
                 ending.end(status, Ending(Phase.FAILED, ending.DEADLINE_EXCEEDED, message), now), observed, now
             )
-        if not observed.pods:
-            return Plan(suspend.reach(status, now))
-        status = _say(status, suspend.SUSPENDING, "stopping the pods")
-        return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+        return _suspended(run, suspend.reach(status, now), observed)
     reason = suspend.SUSPENDING if cause is StopCause.SUSPEND else ending.DEADLINE_EXCEEDED
     status = _say(status, reason, "saving at an agreed step, then stopping")
+    if status.phase is Phase.RUNNING and status.nodes.ready < run.spec.min_nodes:
+        status = status.model_copy(update={"phase": Phase.RESTARTING})  # a pod was lost meanwhile
     # Without a coordinator nobody could agree on a step.
     place = _fill(run, status, observed, None, cause)
     status = place.status
     actions = [*place.actions, *_tell(run, status, observed, cause)]
     return Plan(status, tuple(actions), POLL_SECONDS)
+
+
+def _suspended(run: TrainingRun, status: Status, observed: Observed) -> Plan:
+    """Nothing runs, and nothing should."""
+    if observed.pods:
+        return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+    # If suspend was taken back meanwhile, the next look starts the run again, and should come at once.
+    return Plan(status, (), None if run.spec.suspend else 0.0)
 
 
 def _leave_behind(status: Status, observed: Observed) -> Plan:

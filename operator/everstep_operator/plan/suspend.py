@@ -32,7 +32,7 @@ def begin(status: Status, now: datetime) -> Status:
 
 
 def reach(status: Status, now: datetime) -> Status:
-    """No pod is left."""
+    """All have saved, or there was nothing to save."""
     message = "all pods are stopped; set suspend to false to go on"
     status = with_condition(status, SUSPENDED, "True", SUSPENDED, message, now)
     update = {"phase": Phase.SUSPENDED, "reason": SUSPENDED, "message": message, "world_size": 0}

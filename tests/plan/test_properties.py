@@ -1,0 +1,103 @@
+"""What holds in every history: random accidents, crashes between writing down and acting, silent coordinators."""
+
+from everstep_operator.api.trainingrun import Phase, Status
+from everstep_operator.plan.model import CreatePod, DeletePod, Plan
+from everstep_operator.plan.phase import GRAPH
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.plan.builders import run
+from tests.plan.simulated import World
+
+MAX_RESTARTS = 2
+
+#: (which accident, on which pod, whether the operator crashes between saving the status and acting)
+turns = st.lists(st.tuples(st.integers(0, len(World.ACCIDENTS) - 1), st.integers(0, 11), st.booleans()), max_size=60)
+sizes = st.sampled_from([(1, None), (2, None), (3, None), (3, 2), (4, 1)])
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(turns, sizes)
+def test_invariants(turns: list[tuple[int, int, bool]], size: tuple[int, int | None]) -> None:
+    world = new_world(size)
+    reconcile(world)
+    for accident, index, crash in turns:
+        World.ACCIDENTS[accident](world, index)
+        reconcile(world, crash=crash)
+    if not world.run.status.phase or not world.run.status.phase.over:
+        world.resumed(0)
+        for _ in range(30):
+            world.kind_turn()
+            reconcile(world)
+    # Whatever has happened before: in a kind world each run comes to its end, and nothing is left over.
+    assert world.run.status.phase in (Phase.SUCCEEDED, Phase.FAILED)
+    for _ in range(3):
+        world.kind_turn()
+        reconcile(world)
+    assert world.pods == {}
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(turns, sizes)
+def test_suspension_is_always_reached(turns: list[tuple[int, int, bool]], size: tuple[int, int | None]) -> None:
+    world = new_world(size)
+    reconcile(world)
+    for accident, index, crash in turns:
+        World.ACCIDENTS[accident](world, index)
+        reconcile(world, crash=crash)
+    world.suspended(0)
+    for _ in range(12):
+        reconcile(world)
+        world.kind_turn()
+    assert world.run.status.phase in (Phase.SUSPENDED, Phase.SUCCEEDED, Phase.FAILED)
+    assert world.pods == {}
+
+
+def new_world(size: tuple[int, int | None]) -> World:
+    nodes, low = size
+    return World(run(nodes, min=low, max_restarts=MAX_RESTARTS))
+
+
+def reconcile(world: World, crash: bool = False) -> None:
+    """One turn, with every property checked; after a crash the turn is repeated from the saved status."""
+    before = world.run.status
+    plan = world.plan()
+    check(world, before, plan)
+    world.save(plan.status)
+    if crash:
+        plan = world.plan()
+        check(world, world.run.status, plan)
+        world.save(plan.status)
+    world.apply(plan)
+    if plan.wake_after == 0:  # it asks for another turn itself
+        assert plan.actions == ()
+        reconcile(world)
+        return
+    again = world.plan()
+    check(world, world.run.status, again)
+    assert again.actions == (), "applying a plan and planning again gives nothing"
+
+
+def check(world: World, before: Status, plan: Plan) -> None:
+    after = plan.status
+    assert after.phase is not None
+    assert after.phase == before.phase or after.phase in GRAPH[before.phase], f"{before.phase} -> {after.phase}"
+    if after.phase is Phase.RUNNING:
+        assert after.nodes.ready >= world.run.spec.min_nodes
+        assert len({world.pods[name].node for name in world.workers()}) >= world.run.spec.min_nodes
+    assert after.restarts.total <= MAX_RESTARTS
+    assert sum(after.restarts.by_cause.values()) == after.restarts.total
+    for old, new in (
+        (before.restarts.total, after.restarts.total),
+        (before.generation, after.generation),
+        (before.restarts.generation, after.restarts.generation),
+        (before.attempt, after.attempt),
+    ):
+        assert old <= new
+    born = [action.spec.name for action in plan.actions if isinstance(action, CreatePod)]
+    gone = [action.name for action in plan.actions if isinstance(action, DeletePod)]
+    assert len(born) == len(set(born))
+    assert len(gone) == len(set(gone))
+    assert not set(born) & set(gone)
+    assert not set(born) & set(world.pods)
+    assert (after.completion_time is not None) == after.phase.over
