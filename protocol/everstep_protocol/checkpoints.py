@@ -73,6 +73,7 @@ class Marker:
     time: float  # seconds since the epoch
     run_uid: str = ""
     everstep: str = ""  # version of the package that wrote it
+    keep_forever: bool = False  # a completed Trainer call needs it: never pruned
 
 
 @dataclass(frozen=True)
