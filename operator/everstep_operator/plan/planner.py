@@ -115,7 +115,7 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
     stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
     actions += [pods.delete(pod) for pod in stale]
     for node in (None, *range(run.spec.num_nodes)):
-        if pause > 0 and any(map(pods.died, pods.in_place(observed, node))):
+        if pause > 0 and node is not None and any(map(pods.died, pods.in_place(observed, node))):
             wake_after = min(wake_after, pause)
             continue
         place = _fill(run, status, observed, node, None)
