@@ -533,11 +533,12 @@ class Run:
             self._suspect(seat.agent, now, self._unknown(-1, "a rank failed while the coordinator was replaced"))
         failure = restarts.root_cause(self._evidence.values())
         holder = next(agent for agent, (_, told) in self._evidence.items() if told is failure)
-        step = max(self._furthest, failure.step, self._resumed_here)
+        # How far the rank came that failed: whether another one was a step ahead is a matter of chance.
+        step = max(failure.step or self._furthest, self._resumed_here)
         durable = self._last_checkpoint.step if self._last_checkpoint is not None else 0
         self._record = restarts.after(self._record, failure, step, durable)
         self.failures = (*self.failures, failure)[-_KEPT_FAILURES:]
-        self._ledger = self._ledger.fail(now + self._epoch, failure.reason, step)
+        self._ledger = self._ledger.fail(now + self._epoch, failure.reason, max(step, self._furthest))
         self.formation, self._settle_until, self._evidence = None, None, {}
         self._agreement = None
         self._restarting = True
