@@ -42,8 +42,8 @@ class Restored:
 class Checkpointer:
     """`open`, `load`, `save` and `wait` are called by every rank, in the same order, from one thread.
 
-    A tree is made of dicts, lists, tuples, numbers, strings, bytes, None, tensors and numpy arrays. The `shared` tree is
-    the same on every rank and is written once; the `rank` tree is each rank's own.
+    A tree is made of dicts, lists, tuples, numbers, strings, bytes, None, tensors and numpy arrays. The `shared` tree
+    is the same on every rank and is written once; the `rank` tree is each rank's own.
     """
 
     def __init__(
@@ -253,8 +253,8 @@ class Checkpointer:
             notes.append(f"continues the checkpoints of an earlier run of this name (uid {owner.uid or 'unknown'})")
         if len(mine) < len(markers):
             notes.append(
-                f"starts a new lineage, as spec.checkpoint.resume is never; the {len(markers) - len(mine)} checkpoints that "
-                f"were here before stay untouched"
+                f"starts a new lineage, as spec.checkpoint.resume is never; the {len(markers) - len(mine)} "
+                f"checkpoints that were here before stay untouched"
             )
         probe = f"probes/{generation:06d}.json"
         self._storage.put(probe, Body.of(self._token(generation)))

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 _LONGEST_PAUSE = 0.02  # seconds between two looks
-_instances = itertools.count()
 
 
 class Store(Protocol):
@@ -21,6 +20,7 @@ class Store(Protocol):
     def get(self, key: str, /) -> bytes: ...
     def check(self, keys: list[str], /) -> bool: ...
     def delete_key(self, key: str, /) -> bool: ...
+    def add(self, key: str, amount: int, /) -> int: ...
 
 
 class _OneRank:
@@ -41,6 +41,9 @@ class _OneRank:
     def delete_key(self, key: str, /) -> bool:
         return self._values.pop(key, None) is not None
 
+    def add(self, key: str, amount: int, /) -> int:
+        return amount
+
 
 class GaveUp(Exception):
     """Waiting was no longer of use."""
@@ -56,7 +59,9 @@ class Ranks:
         self.world_size = world_size
         clone = getattr(store, "clone", None)
         self._store: Store = _OneRank() if store is None else clone() if clone else store
-        self._prefix = f"everstep/checkpoint/{generation}/{next(_instances)}"
+        # The how-manieth use of this store it is, so that a second one in the same round has keys of its own.
+        instance = self._store.add(f"everstep/checkpoint/{generation}/instances/{rank}", 1)
+        self._prefix = f"everstep/checkpoint/{generation}/{instance}"
         self._count = itertools.count()
 
     def exchange(self, value: Any) -> list[Any]:
