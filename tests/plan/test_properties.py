@@ -12,7 +12,9 @@ from tests.plan.simulated import World
 MAX_RESTARTS = 2
 
 #: (which accident, on which pod, whether the operator crashes between saving the status and acting)
-turns = st.lists(st.tuples(st.integers(0, len(World.ACCIDENTS) - 1), st.integers(0, 11), st.booleans()), max_size=60)
+turns = st.lists(
+    st.tuples(st.integers(0, len(World.ACCIDENTS) - 1), st.integers(0, 11), st.booleans()), min_size=12, max_size=60
+)
 sizes = st.sampled_from([(1, None), (2, None), (3, None), (3, 2), (4, 1)])
 
 

@@ -114,6 +114,7 @@ def test_dead_workers_are_not_replaced_while_stopping() -> None:
     stopping = plan(run, [pod(None), pod(0), dead(1)], report(RunState.STOPPING, intent=SUSPEND))
     assert stopping.actions == ()
     assert stopping.status.restarts.total == 0
+    assert stopping.status.phase == "Restarting", "fewer than minNodes are left"
 
 
 # --- deadline -------------------------------------------------------------------------------------------------------
