@@ -8,7 +8,6 @@ from everstep import rng
 from everstep.environment import Environment
 
 _MAX = 2**32 - 1
-_UNSEEDED = torch.Generator().initial_seed()  # what torch's default generator starts with when nobody seeds it
 
 _chosen: int | None = None
 
@@ -38,7 +37,8 @@ def seed_everything(seed: int | None = None, workers: bool = False) -> int:
 
 def ensure_seeded(environment: Environment | None = None) -> None:
     """Give a script that seeds nothing the seed of its run. Called before anything of Everstep's draws a number."""
-    if _chosen is None and torch.initial_seed() == _UNSEEDED:
+    # torch starts with 64 bits of the system's dice; a small seed comes from the script's own torch.manual_seed.
+    if _chosen is None and torch.initial_seed() > _MAX:
         seed = (environment or Environment.read()).seed
         if seed is not None:
             seed_everything(seed % (_MAX + 1))
@@ -46,4 +46,4 @@ def ensure_seeded(environment: Environment | None = None) -> None:
 
 def run_seed() -> int:
     """The seed from which data order and worker randomness derive: of seed_everything, else of torch's generator."""
-    return _chosen if _chosen is not None else torch.initial_seed()
+    return _chosen if _chosen is not None else torch.initial_seed() % 2**63

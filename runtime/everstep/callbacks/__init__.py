@@ -1,0 +1,6 @@
+"""What listens to the loop. `Callback` has every hook as a no-op; the table of hooks is in everstep/trainer/hooks.py."""
+
+from everstep.callbacks.base import Callback
+from everstep.callbacks.progress import ProgressBar
+
+__all__ = ["Callback", "ProgressBar"]

@@ -1,0 +1,6 @@
+"""Where logged values go. Only rank 0's loggers are called."""
+
+from everstep.loggers.base import Logger
+from everstep.loggers.csv import CSVLogger
+
+__all__ = ["CSVLogger", "Logger"]

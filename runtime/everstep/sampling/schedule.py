@@ -19,6 +19,7 @@ class Micro(NamedTuple):
     weight: float  # of its mean loss in the round; 0: the sample is a repetition that only keeps the ranks in step
     closes_round: bool
     closes_step: bool
+    round_stop: int  # samples of the epoch that are consumed when its round is
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def schedule(samples: int, shape: Shape, world: int, rank: int, consumed: int = 
             final = index == count - 1
             # A rank without a sample repeats the round's first one, so that collectives match.
             weight = world * (b - a) / (stop - start)
-            yield Micro(*((a, b) if b > a else (start, start + 1)), weight, final, closes_step and final)
+            yield Micro(*((a, b) if b > a else (start, start + 1)), weight, final, closes_step and final, stop)
 
 
 def evaluation(samples: int, batch_size: int, world: int, rank: int) -> Iterator[Micro]:

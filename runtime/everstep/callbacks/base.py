@@ -1,0 +1,173 @@
+"""The base of all callbacks: every hook a no-op. Only those that a class overrides are ever called."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+    from everstep.module import LightningModule
+    from everstep.trainer import Trainer
+
+
+class Callback:
+    """Override the hooks you need. The order in which they come is in everstep/trainer/hooks.py."""
+
+    @property
+    def state_key(self) -> str:
+        """Names this callback's state in a checkpoint; make it unique if two of one class are used."""
+        return type(self).__qualname__
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the callback remembers, as tensors and JSON values. Comes back in `load_state_dict` after a resume."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+
+    def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
+        """A checkpoint is about to be saved; add tensors and JSON values to the dict. Called on every rank."""
+
+    def on_load_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
+        """A fit resumes; the dict that `on_save_checkpoint` filled."""
+
+    def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        """A Trainer call begins. `stage`: fit, validate, test or predict."""
+
+    def teardown(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        """A Trainer call has ended."""
+
+    def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
+        """A Trainer call ends by an exception, which goes on after this."""
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Everything is set up, nothing restored yet."""
+
+    def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """The last hook of a fit but teardown."""
+
+    def on_sanity_check_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A few batches of validation, before the first step of a fit that does not resume."""
+
+    def on_sanity_check_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """The sanity check has passed."""
+
+    def on_train_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Training begins, or goes on after a resume."""
+
+    def on_train_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Training has ended."""
+
+    def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Not repeated by a resume in the middle of an epoch."""
+
+    def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Epoch means are in trainer.callback_metrics."""
+
+    def on_train_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int
+    ) -> None:
+        """Before training_step."""
+
+    def on_train_batch_end(
+        self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """`outputs`: what training_step returned."""
+
+    def on_before_zero_grad(self, trainer: "Trainer", pl_module: "LightningModule", optimizer: "Optimizer") -> None:
+        """Before gradients are dropped, at the first batch of a window."""
+
+    def on_before_backward(self, trainer: "Trainer", pl_module: "LightningModule", loss: "Tensor") -> None:
+        """`loss` as it will be differentiated, weights included."""
+
+    def on_after_backward(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Gradients are there; those of a window's last batch are averaged over the ranks."""
+
+    def on_before_optimizer_step(
+        self, trainer: "Trainer", pl_module: "LightningModule", optimizer: "Optimizer"
+    ) -> None:
+        """Before clipping."""
+
+    def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A validation begins."""
+
+    def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A validation has ended."""
+
+    def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Before the first batch."""
+
+    def on_validation_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """After the last batch. What is logged here counts."""
+
+    def on_validation_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before validation_step."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """`outputs`: what validation_step returned."""
+
+    def on_test_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A test begins."""
+
+    def on_test_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A test has ended."""
+
+    def on_test_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Before the first batch."""
+
+    def on_test_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """After the last batch. What is logged here counts."""
+
+    def on_test_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before test_step."""
+
+    def on_test_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """`outputs`: what test_step returned."""
+
+    def on_predict_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A prediction begins."""
+
+    def on_predict_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """A prediction has ended."""
+
+    def on_predict_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """Before the first batch."""
+
+    def on_predict_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """After the last batch."""
+
+    def on_predict_batch_start(
+        self, trainer: "Trainer", pl_module: "LightningModule", batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Before predict_step."""
+
+    def on_predict_batch_end(
+        self,
+        trainer: "Trainer",
+        pl_module: "LightningModule",
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """`outputs`: what predict_step returned."""

@@ -1,0 +1,109 @@
+"""The user's DataLoader, made again around our order: same dataset, workers and collate function, our batches.
+
+Random numbers in worker processes are a function of (run seed, epoch, position in the epoch), whichever worker draws
+them and however far it has prefetched. With num_workers=0 the dataset uses the process's own generators, as always.
+Loaders without positions (iterable datasets, custom batch samplers, any iterable) are streams: `stream.py`.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+
+from everstep import rng
+from everstep.sampling.order import order
+from everstep.sampling.schedule import Micro
+
+
+def has_positions(loader: Any) -> bool:
+    """Can this loader be made again around an order of our own?"""
+    return (
+        isinstance(loader, DataLoader)
+        and type(loader).__iter__ is DataLoader.__iter__
+        and not isinstance(loader.dataset, IterableDataset)
+        and type(loader.batch_sampler) is BatchSampler
+        and loader.batch_size is not None
+    )
+
+
+class Remade:
+    """Yields the batches of any schedule over the user's loader. With persistent workers they live across epochs."""
+
+    def __init__(self, loader: "DataLoader[Any]", seed: int) -> None:
+        self.user = loader
+        self.seed = seed
+        self.batch_size: int = loader.batch_size  # type: ignore[assignment]
+        self._keys = _Keys(loader.num_workers > 0)
+        self._loader = _remake(loader, self._keys)
+
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+        return len(self.user.sampler)  # type: ignore[arg-type]
+
+    def batches(self, epoch: int, samples: int, plan: Callable[[], Iterator[Micro]], purpose: str) -> Iterator[Any]:
+        """Batches for the micro-batches of `plan()` over the first `samples` of the epoch's order."""
+        seed = rng.derive(self.seed, purpose)
+        self._keys.order = order(self.user.sampler, seed, epoch)[:samples]
+        self._keys.plan = plan
+        self._keys.epoch_seed = rng.derive(seed, "workers", epoch)
+        generator = self._loader.generator
+        assert generator is not None
+        generator.manual_seed(self._keys.epoch_seed)
+        return iter(self._loader)
+
+
+class _Keys:
+    """The batch sampler: lists of indices, with each sample's seed where workers need one."""
+
+    def __init__(self, seeded: bool) -> None:
+        self.seeded = seeded
+        self.order: list[int] = []
+        self.plan: Callable[[], Iterator[Micro]] = lambda: iter(())
+        self.epoch_seed = 0
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        order, seed = self.order, self.epoch_seed
+        for micro in self.plan():
+            if self.seeded:
+                yield [(order[p], (seed + p * 0x9E3779B97F4A7C15) % 2**63) for p in range(micro.start, micro.stop)]
+            else:
+                yield order[micro.start : micro.stop]
+
+
+class _Seeded(Dataset[Any]):
+    """In a worker process: seeds its generators for each sample, then fetches it."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        index, seed = key
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.default_generator.manual_seed(seed)
+        return self.dataset[index]
+
+
+def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader[Any]":
+    workers: dict[str, Any] = {}
+    if loader.num_workers > 0:
+        workers = {
+            "multiprocessing_context": loader.multiprocessing_context,
+            "prefetch_factor": loader.prefetch_factor,
+            "persistent_workers": loader.persistent_workers,
+            "timeout": loader.timeout,
+            "worker_init_fn": loader.worker_init_fn,
+        }
+    return DataLoader(
+        _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
+        batch_sampler=keys,  # type: ignore[arg-type]
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        # Its own generator: making an iterator must not move the process's generators, or a resume would differ.
+        generator=torch.Generator(),
+        **workers,
+    )

@@ -1,0 +1,209 @@
+"""Where the loop's training batches come from: a loader with positions, or a stream. Both yield (micro, batch)."""
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from everstep.errors import ConfigurationError
+from everstep.sampling.loader import Remade, has_positions
+from everstep.sampling.schedule import Micro, Shape, schedule
+from everstep.sampling.stream import Stream, batch_count
+from everstep.strategies import Strategy
+
+
+class Source(Protocol):
+    """Training batches, from any step boundary on. A position is samples consumed (a stream: batches)."""
+
+    shape: Shape
+    rounds: int | None  # in an epoch; None: not known before its end
+
+    def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
+        """The epoch's micro-batches of this rank from `position` on. What opens it happens now, not at the first next()."""
+
+    def state(self) -> dict[str, Any]:
+        """The reference, for a checkpoint: equal on all ranks."""
+
+    def rank_state(self) -> Any:
+        """What this rank alone knows of its place."""
+
+    def check(self, state: dict[str, Any], world_size: int) -> None:
+        """Take the reference over from a checkpoint that was saved with `world_size` ranks.
+
+        Raises:
+            ConfigurationError: training cannot go on from there with this loader.
+        """
+
+    def samples(self, micro: Micro, batch: Any) -> int:
+        """How many samples of this rank the batch counts."""
+
+    def is_last(self, micro: Micro) -> bool:
+        """Does the epoch end with the micro-batch, which was yielded last?"""
+
+
+def training_source(
+    loader: Any, strategy: Strategy, accumulation: int, limit: int | float, seed: int
+) -> "Positions | Batches":
+    """The source for a user's training loader.
+
+    Raises:
+        ConfigurationError: it is no loader, it is empty, or it cannot be divided over the ranks.
+    """
+    if has_positions(loader):
+        return Positions(loader, strategy, accumulation, limit, seed)
+    return Batches(loader, strategy, accumulation, limit)
+
+
+def limited(count: int, limit: int | float) -> int:
+    """An int limits to that many, a float to that part."""
+    return min(count, limit) if isinstance(limit, int) else int(count * limit)
+
+
+class Positions:
+    def __init__(
+        self, loader: "DataLoader[Any]", strategy: Strategy, accumulation: int, limit: int | float, seed: int
+    ) -> None:
+        self.strategy = strategy
+        self.limit = limit
+        self._remade = Remade(loader, seed)
+        self._drop_last = loader.drop_last
+        self.shape = Shape(self._remade.batch_size * strategy.world_size, accumulation, self._remade.batch_size)
+        self._measure()
+
+    def _measure(self) -> None:
+        total, size = len(self._remade), self.shape.round_size
+        if total == 0:
+            raise ConfigurationError("the training loader is empty: its dataset or sampler has no samples")
+        rounds = total // size if self._drop_last else -(-total // size)
+        if rounds == 0:
+            raise ConfigurationError(
+                f"the training loader has {total} samples, less than one batch of {size} over all ranks, and drop_last=True "
+                "drops it: lower batch_size or take drop_last away"
+            )
+        self.rounds = limited(rounds, self.limit)
+        self.end = min(total, self.rounds * size)
+
+    def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
+        def plan() -> Iterator[Micro]:
+            return schedule(self.end, self.shape, self.strategy.world_size, self.strategy.rank, position)
+
+        return zip(plan(), self._remade.batches(epoch, self.end, plan, "train"), strict=True)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "kind": "positions",
+            "round_size": self.shape.round_size,
+            "accumulation": self.shape.accumulation,
+            "end": self.end,
+            "seed": self._remade.seed,
+        }
+
+    def rank_state(self) -> Any:
+        return None
+
+    def check(self, state: dict[str, Any], world_size: int) -> None:
+        _same_kind(state, "positions")
+        self._remade.seed = state["seed"]
+        self.shape = Shape(state["round_size"], state["accumulation"], self._remade.batch_size)
+        self._measure()
+        if self.end != state["end"]:
+            raise ConfigurationError(
+                f"the checkpoint was saved with {state['end']} samples in an epoch, now there are {self.end}: give the same "
+                "data and limit_train_batches, or start with an empty checkpoint prefix"
+            )
+
+    def samples(self, micro: Micro, batch: Any) -> int:
+        return micro.stop - micro.start if micro.weight else 0
+
+    def is_last(self, micro: Micro) -> bool:
+        return micro.closes_step and micro.round_stop == self.end
+
+
+class Batches:
+    """Batches of a stream: a round is one batch of each rank."""
+
+    def __init__(self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float) -> None:
+        if isinstance(loader, str | bytes | dict) or not hasattr(loader, "__iter__"):
+            raise ConfigurationError(
+                f"the training loader is a {type(loader).__name__}: it has to be a DataLoader or another iterable of batches"
+            )
+        if strategy.world_size > 1 and isinstance(loader, DataLoader) and _sized(loader):
+            raise ConfigurationError(
+                f"{strategy.world_size} ranks cannot divide a DataLoader with a batch_sampler (or __iter__) of its own: give "
+                "it a sampler and a batch_size instead"
+            )
+        self.strategy = strategy
+        self._stream = Stream(loader, strategy)
+        count = batch_count(loader)
+        if count == 0:
+            raise ConfigurationError("the training loader is empty: it has no batches")
+        if isinstance(limit, float) and limit < 1.0 and count is None:
+            raise ConfigurationError(
+                f"limit_train_batches={limit} is a part of an unknown length: give a number of batches (an int)"
+            )
+        if count is not None:
+            self.rounds: int | None = limited(count, limit)
+        else:
+            self.rounds = limit if isinstance(limit, int) else None
+        self.shape = Shape(1, accumulation)
+        self._last = False
+
+    def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
+        return self._count(position, self._stream.batches(epoch, position, state))
+
+    def _count(self, position: int, batches: Iterator[tuple[Any, bool]]) -> Iterator[tuple[Micro, Any]]:
+        for index, (batch, last) in enumerate(batches, start=position + 1):
+            last = self._last = last or index == self.rounds
+            closes = last or index % self.shape.accumulation == 0
+            yield Micro(index - 1, index, 1.0, True, closes, index), batch
+            if last:
+                return
+
+    def state(self) -> dict[str, Any]:
+        return {"kind": "stream", "accumulation": self.shape.accumulation}
+
+    def rank_state(self) -> Any:
+        return self._stream.state
+
+    def check(self, state: dict[str, Any], world_size: int) -> None:
+        _same_kind(state, "stream")
+        if world_size != self.strategy.world_size:
+            raise ConfigurationError(
+                f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
+                f"{self.strategy.world_size}: run with {world_size} ranks, or use a dataset with __len__ and __getitem__"
+            )
+        self.shape = Shape(1, state["accumulation"])
+
+    def samples(self, micro: Micro, batch: Any) -> int:
+        return batch_size_of(batch)
+
+    def is_last(self, micro: Micro) -> bool:
+        return self._last
+
+
+def batch_size_of(batch: Any) -> int:
+    """The first dimension of the first tensor in the batch; 1 if there is none."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.dim() else 1
+    if isinstance(batch, dict):
+        batch = batch.values()
+    elif not isinstance(batch, list | tuple):
+        return 1
+    for part in batch:
+        if isinstance(part, torch.Tensor | dict | list | tuple):
+            return batch_size_of(part)
+    return 1
+
+
+def _sized(loader: "DataLoader[Any]") -> bool:
+    return not isinstance(loader.dataset, IterableDataset)
+
+
+def _same_kind(state: dict[str, Any], kind: str) -> None:
+    words = {"positions": "a dataset with positions", "stream": "a stream (an iterable dataset)"}
+    if state["kind"] != kind:
+        raise ConfigurationError(
+            f"the checkpoint was saved while training on {words[state['kind']]}, the script now gives {words[kind]}: "
+            "give the same kind of loader, or start with an empty checkpoint prefix"
+        )

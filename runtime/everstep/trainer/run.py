@@ -1,0 +1,303 @@
+"""The run around the script: checkpoints, the board, and the ordinals of Trainer calls. One per process, for all Trainers.
+
+A restarted script runs from its first line. Its Trainer calls are numbered in the order in which it makes them: a call
+that was completed in an earlier life returns its recorded result, the one that was interrupted resumes, later ones run.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+from everstep_protocol.codec import encode
+from everstep_protocol.messages import CheckpointInfo, Progress, Stage
+
+from everstep import rng
+from everstep.board import Board, Seat
+from everstep.environment import Environment
+from everstep.errors import ConfigurationError, Stopped
+from everstep.strategies import Strategy
+
+NOTE_SECONDS = 0.25  # between two notes to the launcher
+_MOST_METRICS = 24  # in a note, which has to fit the board
+
+Tree = dict[str, Any]
+
+
+class Restored(Protocol):
+    """A checkpoint that was read and verified."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def call(self) -> int: ...
+    @property
+    def step(self) -> int: ...
+    @property
+    def shared(self) -> Any: ...
+    @property
+    def rank(self) -> Any: ...
+    @property
+    def info(self) -> CheckpointInfo: ...
+
+
+class Checkpoints(Protocol):
+    """What the run needs of everstep.checkpoint.Checkpointer."""
+
+    @property
+    def every_steps(self) -> int | None: ...
+    @property
+    def last_checkpoint(self) -> CheckpointInfo | None: ...
+    @property
+    def resumed_from(self) -> CheckpointInfo | None: ...
+    @property
+    def not_durable_since(self) -> float | None: ...
+
+    def open(self) -> Restored | None: ...
+    def load(self, name: str) -> Restored: ...
+    def save(
+        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
+    ) -> str: ...
+    def wait(self) -> None: ...
+
+
+def checkpoints_of(environment: Environment) -> Checkpoints | None:
+    """The checkpoints of a worker's run, None if it keeps none. Called with the process group up."""
+    if environment.checkpoint_uri is None:
+        return None
+    from everstep.checkpoint import Checkpointer
+
+    store = None
+    if environment.world_size > 1:
+        from torch.distributed.distributed_c10d import _get_default_store
+
+        store = _get_default_store()
+    return Checkpointer.from_environment(environment, store)
+
+
+@dataclass
+class Begun:
+    """What the run knows of a call that begins. Both None: nothing, it runs."""
+
+    record: Tree | None = None  # it was completed in an earlier life
+    restored: Restored | None = None  # what to load: its end if it was completed, else where it was interrupted
+
+
+class Run:
+    def __init__(
+        self,
+        environment: Environment,
+        *,
+        seat: Seat | None = None,
+        open_checkpoints: Callable[[Environment], Checkpoints | None] = checkpoints_of,
+        restore_rng: bool = True,
+    ) -> None:
+        """
+        Args:
+            seat: this rank's place at the launcher's board.
+            open_checkpoints: gives the run's checkpoints, once the ranks are connected.
+            restore_rng: False only in the test that shows what the restoring of random states is good for.
+        """
+        self.environment = environment
+        self.seat = seat
+        self.steps_before = 0  # optimizer steps of the calls before the present one
+        self.calls: list[Tree] = []  # records of the completed ones
+        self._ordinal = 0
+        self._checkpoints: Checkpoints | None = None
+        self._open_checkpoints = open_checkpoints
+        self._restored: Restored | None = None
+        self._opened = False
+        self._restore_rng = restore_rng
+        self._next_note = 0.0
+        self._noted = (0.0, 0)  # when, after how many samples
+        self._loss: float | None = None
+        self._rate: float | None = None
+
+    def open(self, strategy: Strategy) -> None:
+        """Once per process: find the newest checkpoint. Collective."""
+        if self._opened:
+            return
+        self._opened = True
+        self._checkpoints = self._open_checkpoints(self.environment)
+        if self._checkpoints is None:
+            return
+        self._restored = self._checkpoints.open()
+        if self._restored is not None:
+            self.calls = list(self._restored.shared["calls"])
+            for record in self.calls:
+                if record["kind"] == "fit" and record["checkpoint"] is None:
+                    record["checkpoint"] = self._restored.name  # it could not name itself
+            if strategy.rank == 0:
+                note = f" ({self._restored.info.note})" if self._restored.info.note else ""
+                print(f"everstep: resumed from step {self._restored.step}, {self._restored.info.uri}{note}", flush=True)
+
+    # Trainer calls.
+
+    def begin(self, kind: str) -> Begun:
+        """The next Trainer call of the script.
+
+        Raises:
+            ConfigurationError: in an earlier life the script made another call at this place.
+        """
+        ordinal, restored = self._ordinal, self._restored
+        if ordinal < len(self.calls):
+            record = self.calls[ordinal]
+            self._expect(kind, record["kind"])
+            self._ordinal += 1
+            self.steps_before = record["steps"]
+            name = record.get("checkpoint")
+            loaded = None
+            if name is not None and self._checkpoints is not None:
+                same = restored is not None and restored.name == name
+                loaded = restored if same else self._checkpoints.load(name)
+            if loaded is not None:
+                self.set_rng(loaded)
+            if ordinal == len(self.calls) - 1 and restored is not None and restored.call == len(self.calls):
+                self._between_calls(restored)
+            return Begun(record, loaded)
+        if restored is not None and restored.call == ordinal and "fit" in restored.shared:
+            self._expect(kind, "fit")
+            self._restored = None
+            return Begun(restored=restored)
+        return Begun()
+
+    def _between_calls(self, restored: Restored) -> None:
+        """The newest checkpoint was made when the last completed call ended: go on with its random state."""
+        if "fit" not in restored.shared:
+            self.set_rng(restored)
+
+    def _expect(self, kind: str, recorded: str) -> None:
+        if kind != recorded:
+            raise ConfigurationError(
+                f"Trainer call number {self._ordinal + 1} of this script is {kind}, but in the run's checkpoint it is "
+                f"{recorded}: the script has changed since. Give it the same order of Trainer calls again, or start "
+                "with an empty checkpoint prefix"
+            )
+
+    def complete(
+        self, kind: str, strategy: Strategy, steps: int, result: Tree, state: Callable[[], Tree] | None
+    ) -> None:
+        """The call that began last has ended: record it. `state`: what a fit leaves behind. Collective."""
+        self._ordinal += 1
+        self.steps_before += steps
+        record: Tree = {"kind": kind, "steps": self.steps_before, **result}
+        if kind == "fit":
+            record["checkpoint"] = None
+        self.calls.append(record)
+        if self._checkpoints is not None:
+            fit = kind == "fit"
+            shared = {"calls": self.calls, **(state() if state is not None else {})}
+            rank = {"rng": rng.get_state()}
+            name = self._checkpoints.save(len(self.calls), self.steps_before, shared, rank, keep_forever=fit, wait=True)
+            if fit:
+                record["checkpoint"] = name
+        self.note(strategy, self.steps_before, stage=kind, force=True)
+
+    # Steps of a fit.
+
+    def enter(self, step: int, save: Callable[[bool], None]) -> None:
+        """Before optimizer step `step` (1 .. of this call). Stands at the agreed step, if there is one.
+
+        Raises:
+            Stopped: the run is to stop here, and everything is saved.
+        """
+        seat = self.seat
+        if seat is None or seat.enter(self.steps_before + step):
+            return
+        if seat.wait(self.steps_before + step):
+            seat.stage(Stage.SAVING)
+            save(True)
+            raise Stopped(f"saved at step {self.steps_before + step - 1} and stopped, as was asked for")
+
+    def due(self, step: int) -> bool:
+        """Is a checkpoint due after `step` finished steps of this call?"""
+        every = self._checkpoints.every_steps if self._checkpoints is not None else None
+        return every is not None and step > 0 and (self.steps_before + step) % every == 0
+
+    @property
+    def keeps_checkpoints(self) -> bool:
+        return self._checkpoints is not None
+
+    def save(self, step: int, shared: Tree, rank: Tree, wait: bool) -> None:
+        """In the middle of a fit, after `step` finished steps of it."""
+        if self._checkpoints is not None:
+            shared = {"calls": self.calls, **shared}
+            rank = {"rng": rng.get_state(), **rank}
+            self._checkpoints.save(len(self.calls), self.steps_before + step, shared, rank, wait=wait)
+
+    def set_rng(self, restored: Restored) -> None:
+        """The last act of a restore: random states as they were at the save."""
+        if not self._restore_rng:
+            return
+        if restored.rank is not None:
+            rng.set_state(restored.rank["rng"])
+        else:  # another world: nobody's state is this rank's
+            seed = restored.shared.get("seed", 0)
+            rng.seed_generators(
+                rng.derive(seed, "world", self.environment.world_size, restored.step, self.environment.rank)
+            )
+
+    # What the launcher sees.
+
+    def stage(self, stage: Stage) -> None:
+        if self.seat is not None:
+            self.seat.stage(stage)
+
+    def check_stop(self) -> None:
+        """For loops that take no optimizer steps.
+
+        Raises:
+            Stopped: the run is to stop; there is nothing to save that is not saved.
+        """
+        if self.seat is not None and self.seat.stopping:
+            raise Stopped("stopped, as was asked for")
+
+    def saw_loss(self, loss: float) -> None:
+        self._loss = loss
+
+    def note(
+        self, strategy: Strategy, step: int, *, stage: str, epoch: int = 0, max_steps: int | None = None,
+        samples: int | None = None, metrics: dict[str, float] | None = None, force: bool = False,
+    ) -> None:  # fmt: skip
+        """Tell the launcher how far this is: rank 0, a few times a second at most. `step`: of the run."""
+        if self.seat is None or strategy.rank != 0:
+            return
+        now = time.monotonic()
+        if now < self._next_note and not force:
+            return
+        self._next_note = now + NOTE_SECONDS
+        if samples is not None:
+            before, counted = self._noted
+            if before and samples > counted:
+                self._rate = (samples - counted) / (now - before)
+            self._noted = (now, samples)
+        finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
+        progress = Progress(
+            step=step,
+            max_steps=max_steps,
+            epoch=epoch,
+            loss=self._loss,
+            samples_per_second=self._rate,
+            stage=stage,
+            metrics=dict(list(finite.items())[:_MOST_METRICS]),
+        )
+        kept = self._checkpoints
+        last, resumed = (kept.last_checkpoint, kept.resumed_from) if kept else (None, None)
+        self.seat.note(
+            {
+                "progress": encode(progress),
+                "last_checkpoint": encode(last) if last else None,
+                "resumed_from": encode(resumed) if resumed else None,
+                "not_durable_since": kept.not_durable_since if kept else None,
+            }
+        )
+
+
+@cache
+def process_run() -> Run:
+    """The run of this process, as its environment tells."""
+    environment = Environment.read()
+    seat = Board(environment.board).seat(environment.local_rank) if environment.board else None
+    return Run(environment, seat=seat)
