@@ -77,10 +77,12 @@ def test_it_serves_keeps_and_protects(tmp_path: Path) -> None:
 def test_a_server_that_died_is_started_again_at_the_same_address(tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     state.take()
-    server = EmbeddedS3(state)
+    server = EmbeddedS3(state, "s3://everstep/digits")
     assert server.keep(may_move=True)
     wait_until_up(server)
     env = server.env()
+    while not bucket_is_there(env):  # made at the start, so that an empty listing is no missing bucket
+        time.sleep(0.1)
     store(env).put("a", b"first")
     assert not server.keep()
     main = shim.read(str(tmp_path / "s3" / "server" / "process.json"))
@@ -103,6 +105,13 @@ def test_a_server_that_died_is_started_again_at_the_same_address(tmp_path: Path)
 def wait_until_up(server: EmbeddedS3) -> None:
     while not server.is_up():
         time.sleep(0.02)
+
+
+def bucket_is_there(env: dict[str, str]) -> bool:
+    try:
+        return list(store(env).list()) == []
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.serial

@@ -128,8 +128,11 @@ class Session:
 
     def end(self) -> None:
         """Leave nothing behind, whatever the test did."""
-        if self.process is not None and self.process.poll() is None:
-            self.kill()
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()
+            with self.process:  # waits, and closes its pipes
+                pass
         for pid in self.pids():
             try:
                 os.kill(pid, signal.SIGKILL)

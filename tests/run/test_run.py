@@ -1,5 +1,6 @@
 """`everstep run` end to end with real processes: coordinator, launchers, and a training script without torch."""
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from everstep_operator.cluster.s3 import serve
+from obstore.store import S3Store
 
 from tests.run.session import EVERSTEP, Session
 
@@ -242,6 +245,76 @@ def test_a_suspended_manifest_stops_and_goes_on_later(session: Make) -> None:
     code, out = tiny.run()
     assert code == 0, out
     assert tiny.saved() == [60]
+
+
+# With the embedded S3 server.
+
+S3 = {"uri": "s3://bucket/tiny"}
+
+
+def server(tiny: Session) -> int:
+    """Pid of the S3 server."""
+    pid: int = json.loads((tiny.state / "s3" / "server" / "process.json").read_text())["pid"]
+    return pid
+
+
+def test_s3_needs_nothing_from_the_user(session: Make) -> None:
+    tiny = session("--steps", "150", checkpoint=S3)
+    tiny.start(env=without_credentials())
+    tiny.until(lambda: tiny.step > 20)
+    pid = server(tiny)
+    tiny.kill()
+    tiny.start(env=without_credentials())  # adopts the server as it does the pods
+    tiny.until(lambda: tiny.step > 40)
+    assert server(tiny) == pid
+    os.kill(tiny.ranks()[0], signal.SIGKILL)
+    code, out = tiny.finish()
+    assert code == 0, out
+    assert f"an embedded server keeps the checkpoints in {tiny.state}/s3/data" in out
+    assert re.search(r"resumed from step \d+ \(s3://bucket/tiny", out)
+    assert tiny.pids() == set(), "the server has gone, too"
+    with serve(tiny.state) as env:
+        store = S3Store(
+            "bucket",
+            endpoint=env["AWS_ENDPOINT_URL"],
+            access_key_id=env["AWS_ACCESS_KEY_ID"],
+            secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+            client_options={"allow_http": True},
+        )
+        assert bytes(store.get("tiny/rank0.json").bytes()) == b"150"
+
+
+def test_ctrl_c_saves_to_the_embedded_server_before_it_goes(session: Make) -> None:
+    tiny = session("--steps", "120", "--every", "1000", nodes=1, checkpoint=S3)
+    tiny.start(env=without_credentials())
+    tiny.until(lambda: tiny.step > 10)
+    tiny.signal(signal.SIGINT)
+    code, out = tiny.finish()
+    assert code == 130, out
+    assert tiny.pids() == set()
+    saved = tiny.status["lastCheckpoint"]["step"]
+    tiny.start(env=without_credentials() | {"AWS_ACCESS_KEY_ID": "of somebody else"})
+    code, out = tiny.finish()
+    assert code == 0, out
+    assert f"resumed from step {saved} " in out, "it began with the embedded server and stays with it"
+
+
+def test_who_brings_a_server_has_to_bring_it_again(session: Make) -> None:
+    tiny = session(nodes=1, checkpoint=S3, trainer={"command": ["sleep", "100"]})
+    theirs = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s"}
+    tiny.start(env=without_credentials() | theirs)
+    tiny.until(lambda: "Starting" in tiny.status.get("phase", ""))
+    tiny.signal(signal.SIGINT)
+    assert tiny.finish()[0] == 130
+    assert not (tiny.state / "s3").exists()
+    tiny.start(env=without_credentials())
+    code, out = tiny.finish()
+    assert code == 2
+    assert "set the same variables again" in out
+
+
+def without_credentials() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
 
 
 # What is refused before anything starts.

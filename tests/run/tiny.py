@@ -1,4 +1,4 @@
-"""A training script without torch: it takes steps, tells the board, saves its step, stops where it is told to.
+"""A training script without torch: it takes steps, tells the board, saves their number, stops where it is told to.
 
 tiny.py --steps 40 [--pause 0.02] [--every 5] [--raise-at 3] [--slow-at 10]
 """
@@ -26,8 +26,7 @@ args = parser.parse_args()
 rank = int(os.environ["RANK"])
 generation = int(os.environ["EVERSTEP_GENERATION"])
 seat = Board(os.environ["EVERSTEP_BOARD"]).seat(int(os.environ["LOCAL_RANK"]))
-uri = os.environ.get("EVERSTEP_CHECKPOINT_URI", "file:///dev/null/nowhere")
-saved_in = Path(uri.removeprefix("file://")) / f"rank{rank}.json"
+uri = os.environ.get("EVERSTEP_CHECKPOINT_URI", "")
 
 
 def checkpoint(step: int) -> CheckpointInfo:
@@ -35,12 +34,39 @@ def checkpoint(step: int) -> CheckpointInfo:
     return CheckpointInfo(step=step, uri=f"{uri}/{step}", world_size=world, generation=generation, time=time.time())
 
 
+def in_s3(body: bytes | None = None) -> bytes | None:
+    """The rank's object in the bucket; None if there is none."""
+    from obstore.store import S3Store
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    store = S3Store(bucket, prefix=prefix, endpoint=endpoint, client_options={"allow_http": True})
+    if body is not None:
+        store.put(f"rank{rank}.json", body)
+        return body
+    try:
+        return bytes(store.get(f"rank{rank}.json").bytes())
+    except FileNotFoundError:
+        return None
+
+
 def save(step: int) -> CheckpointInfo:
-    saved_in.parent.mkdir(parents=True, exist_ok=True)
-    temporary = saved_in.with_suffix(".new")
+    if uri.startswith("s3://"):
+        in_s3(json.dumps(step).encode())
+        return checkpoint(step)
+    path = Path(uri.removeprefix("file://")) / f"rank{rank}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".new")
     temporary.write_text(json.dumps(step))
-    temporary.replace(saved_in)
+    temporary.replace(path)
     return checkpoint(step)
+
+
+def restore() -> int:
+    if uri.startswith("s3://"):
+        return int(in_s3() or 0)
+    path = Path(uri.removeprefix("file://")) / f"rank{rank}.json"
+    return int(json.loads(path.read_text())) if path.exists() else 0
 
 
 def note(step: int) -> None:
@@ -55,7 +81,7 @@ def note(step: int) -> None:
     )
 
 
-done = json.loads(saved_in.read_text()) if saved_in.exists() else 0
+done = restore()
 resumed = last = checkpoint(done) if done else None
 print(f"rank {rank} begins at step {done} in generation {generation}", flush=True)
 note(done)
@@ -69,9 +95,7 @@ for step in range(done + 1, args.steps + 1):
     if step == args.raise_at:
         raise ValueError(f"step {step} is too much")
     time.sleep(60 if step == args.slow_at else args.pause)
-    if uri.startswith("file:///dev/null"):
-        last = None
-    elif step % args.every == 0 or step == args.steps:
+    if step % args.every == 0 or step == args.steps:
         last = save(step)
     note(step)
 seat.stage(Stage.DONE)

@@ -152,7 +152,7 @@ class LocalCluster:
     def _observe(self, card: _Card, process: Process) -> Pod | None:
         """The pod as it is now; None if it was deleted and is over."""
         state = process.state()
-        if state.finished and state.exit_code is None and not state.rebooted:
+        if state.finished and state.exit_code is None and not (state.rebooted or state.stillborn):
             kill_remains({env.RUN_UID: card.run_uid, env.POD: card.name})
         if state.finished and state.ending:
             self._gone.add(card.name)
@@ -170,7 +170,7 @@ class LocalCluster:
             exit_code=state.exit_code,
             failure=_failure(process.folder),
             message=_message(state),
-            disrupted=state.by_lease or state.rebooted or (process.folder / "evicted").exists(),
+            disrupted=_is_disrupted(state, process.folder),
             run_uid=card.run_uid,
         )
 
@@ -334,11 +334,18 @@ def _failure(folder: Path) -> Failure | None:
         return None
 
 
+def _is_disrupted(state: ProcessState, folder: Path) -> bool:
+    """It had to go for a reason that is not its own."""
+    return state.by_lease or state.rebooted or state.stillborn or (folder / "evicted").exists()
+
+
 def _message(state: ProcessState) -> str:
     if state.phase == "Pending":
         return "its process is being started"
     if state.rebooted:
         return "the machine was restarted"
+    if state.stillborn:
+        return "the `everstep run` that was starting it is gone"
     if state.by_lease:
         return "it ended itself because no `everstep run` was there to look after it"
     if state.finished and state.exit_code is None:

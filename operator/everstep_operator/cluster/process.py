@@ -18,7 +18,7 @@ LEASE_SECONDS = 40.0
 LEASE_GRACE = 8.0
 
 #: A shim that has not told its identity by then will never do so: whoever started it died in between.
-_START_SECONDS = 10.0
+_START_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class ProcessState:
     exit_code: int | None = None  # 128 + signal for one that died of a signal
     by_lease: bool = False  # it ended because no `everstep run` was there
     rebooted: bool = False  # the machine went down with it
+    stillborn: bool = False  # whoever was starting it died in between
     shim_pid: int | None = None
 
     @property
@@ -88,8 +89,9 @@ class Process:
             phase = "Succeeded" if code == 0 else "Failed"
             return ProcessState(phase, self._ending(), code, by_lease=exited["by"] == "lease")
         if who is None:
-            age = time.time() - (self.folder / "spec.json").stat().st_mtime if self.exists() else 0.0
-            return ProcessState("Pending" if age < _START_SECONDS else "Failed", self._ending())
+            if self._age() < _START_SECONDS:
+                return ProcessState("Pending", self._ending())
+            return ProcessState("Failed", self._ending(), stillborn=True)
         return ProcessState("Running", self._ending(), shim_pid=int(who["pid"]))
 
     def exists(self) -> bool:
@@ -105,6 +107,12 @@ class Process:
         who = self._read("shim.json")
         if who is not None and shim.alive(who):
             os.kill(int(who["pid"]), signal.SIGUSR1)  # look now, not at the next tick
+
+    def _age(self) -> float:
+        try:
+            return time.time() - self.folder.stat().st_mtime
+        except FileNotFoundError:
+            return 0.0
 
     def _ending(self) -> bool:
         return (self.folder / "delete.json").exists()

@@ -61,7 +61,9 @@ def is_wanted(uri: str | None, endpoint: str | None, *environments: Mapping[str,
 class EmbeddedS3:
     """The server of one state folder. `keep` is level-triggered: call it whenever it should be up."""
 
-    def __init__(self, state: StateFolder, lease_seconds: float = LEASE_SECONDS) -> None:
+    def __init__(self, state: StateFolder, uri: str = "", lease_seconds: float = LEASE_SECONDS) -> None:
+        """`uri`: s3://bucket/prefix, whose bucket shall be there from the start."""
+        self.bucket = uri.removeprefix("s3://").partition("/")[0]
         self.folder = state.path / "s3"
         self.lease = state.lease
         self.lease_seconds = lease_seconds
@@ -104,6 +106,7 @@ class EmbeddedS3:
         (self.data / "mini.options").unlink(missing_ok=True)  # it remembers the ports of its last start in there
         command = [program, "mini", f"-dir={self.data}", f"-ip={ADDRESS}", f"-ip.bind={ADDRESS}"]
         command += ["-master.telemetry=false", *_SHUT, *(f"-{name}={settings[name]}" for name in _PORTS)]
+        command += [f"-bucket={self.bucket}"] if self.bucket else []
         environment = {
             "HOME": str(self.folder),  # it looks for configuration there
             "PATH": str(Path(program).parent),

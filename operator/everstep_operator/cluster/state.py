@@ -5,6 +5,7 @@ lock         held (flock) by the `everstep run` in charge; its content says who 
 lease        identity of that process, for the shims (cluster/shim.py)
 token        the run's bearer token
 port         where the coordinator listens on the loopback interface: the run's "Service"
+store.json   whether the embedded S3 server keeps the checkpoints
 pods/        one folder per pod (cluster/process.py)
 s3/          the embedded S3 server, if the run has one (cluster/s3.py)
 """
@@ -146,6 +147,14 @@ class StateFolder:
             shim.write(str(path), secrets.token_urlsafe(32))
         kept: str = json.loads(path.read_text())
         return kept
+
+    def embeds(self, store: str, wanted: bool) -> bool:
+        """Whether the embedded server keeps what goes to `store`: as it was `wanted` when that was new."""
+        path = str(self.path / "store.json")
+        kept: dict[str, Any] | None = shim.read(path)
+        if kept is None or kept["store"] != store:
+            shim.write(path, kept := {"store": store, "embedded": wanted})
+        return bool(kept["embedded"])
 
     def port(self, *, may_change: bool = False) -> int:
         """The coordinator's port, chosen once. `may_change`: nobody knows it yet, so take another if it is busy."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from everstep_protocol import labels
 from everstep_protocol.messages import RunState, StopCause
 
-from everstep_operator.api.trainingrun import Phase, TrainingRun, refused_changes
+from everstep_operator.api.trainingrun import Checkpoint, Phase, TrainingRun, refused_changes
 from everstep_operator.cluster import process, s3
 from everstep_operator.cluster.local import LocalCluster
 from everstep_operator.cluster.port import ClusterError, RunKey
@@ -114,6 +114,20 @@ def _take_over(kept: TrainingRun, manifest: TrainingRun, state: StateFolder, out
     out.say(f"going on with {_name(kept)}: {found}{saved}")
 
 
+def _embeds_s3(where: Checkpoint, manifest: TrainingRun, state: StateFolder) -> bool:
+    variables = {variable.name: variable.value for variable in manifest.spec.trainer.env}
+    if not s3.is_wanted(where.uri, where.endpoint, variables):
+        return False
+    wanted = s3.is_wanted(where.uri, where.endpoint, os.environ)
+    embedded = state.embeds(where.uri, wanted)
+    if wanted and not embedded:  # an empty server would make the run begin again at step 0
+        raise Refused(
+            f"this run began with an S3 server that the environment named ({', '.join(s3.CREDENTIALS[:4])}, …), "
+            "and now it names none: set the same variables again, or start afresh with another --state-dir"
+        )
+    return embedded
+
+
 def _living(state: StateFolder) -> list[Process]:
     return [p for p in map(Process, state.pods.iterdir()) if p.exists() and not p.state().finished]
 
@@ -132,11 +146,10 @@ class LocalRun:
         self.state = state
         self.out = out
         self.s3: EmbeddedS3 | None = None
-        wanted = manifest.spec.checkpoint
-        environments = (os.environ, {variable.name: variable.value for variable in manifest.spec.trainer.env})
-        if wanted is not None and s3.is_wanted(wanted.uri, wanted.endpoint, *environments):
+        where = manifest.spec.checkpoint
+        if where is not None and _embeds_s3(where, manifest, state):
             # It outlives the pods by as much as they take to save.
-            self.s3 = EmbeddedS3(state, lease_seconds + process.LEASE_GRACE)
+            self.s3 = EmbeddedS3(state, where.uri, lease_seconds + process.LEASE_GRACE)
         self.cluster = LocalCluster(state, working_dir=folder, lease_seconds=lease_seconds)
         self.shown: TrainingRun | None = None
         self.signals: Counter[int] = Counter()
