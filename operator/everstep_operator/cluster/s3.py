@@ -8,8 +8,8 @@ adopted by the next one, and goes a little later than they do when nobody comes 
     <state>/s3/server/       the process
 """
 
+import http.client
 import shutil
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -117,7 +117,7 @@ class EmbeddedS3:
         return True
 
     def is_up(self) -> bool:
-        """Its S3 port takes connections.
+        """It answers, and the bucket is there.
 
         Raises:
             ClusterError: it has ended; its last words are in the message.
@@ -127,11 +127,9 @@ class EmbeddedS3:
             raise ClusterError(
                 f"the embedded S3 server ended: {' / '.join(lines) or 'no output'} (all of it: {self.process.log})"
             )
-        try:
-            socket.create_connection((ADDRESS, self._settings()["s3.port"]), timeout=1).close()
-        except OSError:
-            return False
-        return True
+        # To the server a bucket is a folder of its file system; asking that needs no signature.
+        bucket = f"/buckets/{self.bucket}/" if self.bucket else "/"
+        return _answers(self._settings()["s3.port"], "/healthz") and _answers(self._settings()["filer.port"], bucket)
 
     def stop(self) -> None:
         """Ask it to end; it takes two seconds to put its data in order."""
@@ -157,6 +155,17 @@ class EmbeddedS3:
             settings |= dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
             shim.write(path, settings)
         return settings
+
+
+def _answers(port: int, path: str) -> bool:
+    connection = http.client.HTTPConnection(ADDRESS, port, timeout=1)
+    try:
+        connection.request("HEAD", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 @contextmanager
