@@ -17,6 +17,9 @@ def delay(backoff: Backoff, restart: int, salt: str) -> float:
     """Seconds to wait before restart number `restart` (1 ..) since the last progress. `salt`: the run's uid."""
     if restart <= 1:
         return 0.0
-    plain = min(backoff.initial_seconds * backoff.factor ** (restart - 2), backoff.max_seconds)
+    try:
+        plain = min(backoff.initial_seconds * backoff.factor ** (restart - 2), backoff.max_seconds)
+    except OverflowError:
+        plain = backoff.max_seconds
     digest = hashlib.sha256(f"{salt}/{restart}".encode()).digest()
     return plain * (0.8 + 0.4 * digest[0] / 255)

@@ -31,7 +31,7 @@ def loads(cls: type[T], text: str | bytes) -> T:
     """
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadMessage(f"{cls.__name__}: not JSON: {error}") from None
     return decode(cls, data)
 

@@ -327,7 +327,8 @@ class Run:
                 self._suspect(peer.agent, now, self._unknown(peer.node, "the workers are gone without a word"))
         else:
             peer.idle_since = None
-        if seat is None and state.stop is StopCause.PREEMPTION and self.outcome is None:
+        waiting = seat is None and not peer.silent_on_memory and self.outcome is None
+        if waiting and state.stop is StopCause.PREEMPTION:
             # It has nothing to save, and nobody depends on it: it just leaves.
             self._turn_away(peer.agent, EXIT_STOPPED, "stopped before it had a part in the training")
             del self._peers[peer.agent]
@@ -391,15 +392,12 @@ class Run:
         self._restarting = bool(memory.failures)
         self._furthest, self._stepped, self._resumed_here = 0, memory.ledger.phase is Spent.PRODUCTIVE, 0
         for seat in self.formation.seats if self.formation is not None else ():
-            if seat.agent not in self._peers and seat.agent not in self._turned_away:
-                holder = next((peer for peer in self._peers.values() if peer.node == seat.node), None)
-                if holder is not None:  # its node has a new launcher already
-                    self._turn_away(seat.agent, 1, f"node {seat.node} was taken over by a newer launcher")
-                    why = f"the launcher of node {seat.node} was replaced by a new one"
-                    failure = Failure(Reason.NODE_LOST, why, node=seat.node, generation=self.generation)
-                    self._suspect(seat.agent, now, failure)
-                else:
-                    self._peers[seat.agent] = Peer(seat.agent, seat.node, heard=now, silent_on_memory=True)
+            if seat.agent in self._peers or seat.agent in self._turned_away:
+                continue
+            if any(peer.node == seat.node for peer in self._peers.values()):
+                self._turn_away(seat.agent, 1, f"node {seat.node} was taken over by a newer launcher")
+            else:
+                self._peers[seat.agent] = Peer(seat.agent, seat.node, heard=now, silent_on_memory=True)
         if memory.failing and self.formation is not None:
             self._settle_until = now + self._settle_seconds
         self._touch()
@@ -431,6 +429,8 @@ class Run:
         self._drop_silent(now)
         if self.outcome is not None:
             return
+        if any(peer.silent_on_memory for peer in self._peers.values()):
+            return  # it may tell of a round that is on, or of a step that is agreed already
         self._heed_stop()
         self._follow_training(now)
         if self.formation is not None:
@@ -473,8 +473,6 @@ class Run:
 
     def _watch(self, formation: Formation, now: float) -> None:
         """A round is on: has it failed, is it over, does it have to stop?"""
-        if any(peer.silent_on_memory for peer in self._peers.values()):
-            return  # somebody may know of a step that is agreed already
         for seat in formation.seats:
             self._look_at(seat, now)
         if self._evidence and self._settle_until is None:
@@ -496,12 +494,16 @@ class Run:
     def _look_at(self, seat: Seat, now: float) -> None:
         """Collect what this seat's agent says of a failure."""
         peer, state = self._peers.get(seat.agent), self._current(seat)
-        if state is not None and (state.workers is Workers.FAILED or state.failure is not None):
+        if peer is None:
+            if seat.agent not in self._evidence:
+                why = f"the launcher of node {seat.node} has left"
+                self._suspect(seat.agent, now, Failure(Reason.NODE_LOST, why, node=seat.node, step=self._furthest))
+        elif state is not None and (state.workers is Workers.FAILED or state.failure is not None):
             failure = state.failure or self._unknown(seat.node, "a worker failed and left no word")
             self._suspect(seat.agent, now, failure)
         elif state is not None and state.workers is Workers.STOPPED and not self._committed:
             self._suspect(seat.agent, now, self._unknown(seat.node, f"exit status {EXIT_STOPPED} without a stop"))
-        elif peer is not None and peer.idle_since is not None and now - peer.idle_since >= START_SECONDS:
+        elif peer.idle_since is not None and now - peer.idle_since >= START_SECONDS:
             self._suspect(seat.agent, now, self._unknown(seat.node, f"no workers after {START_SECONDS:.0f} s"))
 
     def _suspect(self, agent: str, now: float, failure: Failure) -> None:
@@ -604,8 +606,6 @@ class Run:
     # A round is formed.
 
     def _form(self, now: float) -> None:
-        if any(peer.silent_on_memory for peer in self._peers.values()):
-            return  # it may tell of a round that is on
         ready = [
             (peer.node, peer.state)
             for peer in self._peers.values()
