@@ -27,7 +27,7 @@ class Place:
     def storage(self) -> Storage:
         return open_storage(self.uri, {**os.environ, **self.environ})
 
-    def keys(self, prefix: str = "") -> list[str]:
+    def listing(self, prefix: str = "") -> list[str]:
         folders = [prefix] if prefix else ["data/", "markers/", "probes/"]
         storage = self.storage()
         return sorted(entry.key for folder in folders for entry in storage.list(folder))
@@ -112,7 +112,9 @@ def state(step: int) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(step)
     return {
         "model": {f"layer{n}.weight": torch.randn(7, n + 1, generator=generator) for n in range(5)},
-        "optimizer": {"state": {0: {"step": torch.tensor(float(step)), "exp_avg": torch.randn(7, generator=generator)}}},
+        "optimizer": {
+            "state": {0: {"step": torch.tensor(float(step)), "exp_avg": torch.randn(7, generator=generator)}}
+        },
         "loop": {"step": step},
     }
 

@@ -90,7 +90,7 @@ def test_a_newer_format_asks_for_an_upgrade(saved: Place, make: Make) -> None:
     saved.write(MARKER, b'{"format": 2, "whatever": "comes"}')
     with pytest.raises(ConfigurationError, match=r"format 2; this everstep reads up to format 1\. Upgrade everstep"):
         make(saved).open()
-    assert MARKER in saved.keys("markers/")
+    assert MARKER in saved.listing("markers/")
 
 
 def _signed(place: Place, file: str, data: bytes) -> None:
@@ -105,7 +105,9 @@ def _signed(place: Place, file: str, data: bytes) -> None:
     place.write(MARKER, codec.dumps(replace(marker, files=(*others, mine))))
 
 
-@pytest.mark.parametrize("index", [b"", b"garbage", b"[]", b'{"tensors": {}}', b'{"tree": {"$tensor": "a"}, "tensors": {}}'])
+@pytest.mark.parametrize(
+    "index", [b"", b"garbage", b"[]", b'{"tensors": {}}', b'{"tree": {"$tensor": "a"}, "tensors": {}}']
+)
 def test_index_garbage(saved: Place, make: Make, index: bytes) -> None:
     _signed(saved, "index.json", index)
     fell_back(saved, make, "step 40: ")
@@ -162,4 +164,4 @@ def test_the_good_one_outlives_the_damaged(saved: Place, make: Make) -> None:
     checkpointer.open()
     checkpointer.save(0, 41, state(41), None, wait=True)
     checkpointer.close()
-    assert saved.keys("markers/") == ["markers/000001-000-0000000030.json", "markers/000002-000-0000000041.json"]
+    assert saved.listing("markers/") == ["markers/000001-000-0000000030.json", "markers/000002-000-0000000041.json"]

@@ -55,7 +55,7 @@ def test_what_was_saved_comes_back(place: Place, make: Make) -> None:
     assert marker.parent == name
     assert marker.run_uid == RUN.uid
     # The probe and everything else that is no checkpoint is gone.
-    assert {key.split("/")[0] for key in place.keys()} == {"data", "markers"}
+    assert {key.split("/")[0] for key in place.listing()} == {"data", "markers"}
 
 
 def test_the_state_is_that_of_the_call(folder: Place, make: Make) -> None:
@@ -90,7 +90,7 @@ def test_saving_the_same_step_twice_is_one_checkpoint(folder: Place, make: Make)
     checkpointer.open()
     checkpointer.save(0, 4, state(4), None)
     checkpointer.save(0, 4, state(4), None, wait=True)
-    assert folder.keys("markers/") == ["markers/000001-000-0000000004.json"]
+    assert folder.listing("markers/") == ["markers/000001-000-0000000004.json"]
 
 
 def test_load_takes_a_certain_one(place: Place, make: Make) -> None:
@@ -113,16 +113,16 @@ def test_old_ones_are_pruned_and_some_stay_for_ever(place: Place, make: Make) ->
     for step in range(10, 70, 10):
         checkpointer.save(step // 40, step, state(step), None, keep_forever=step == 20, wait=True)
     checkpointer.close()
-    steps = [CheckpointId.parse(key.split("/")[1].removesuffix(".json")).step for key in place.keys("markers/")]  # type: ignore[union-attr]
+    steps = [CheckpointId.parse(key.split("/")[1].removesuffix(".json")).step for key in place.listing("markers/")]  # type: ignore[union-attr]
     assert sorted(steps) == [20, 50, 60]
-    assert {key.split("/")[1] for key in place.keys("data/")} == {
-        key.split("/")[1].removesuffix(".json") for key in place.keys("markers/")
+    assert {key.split("/")[1] for key in place.listing("data/")} == {
+        key.split("/")[1].removesuffix(".json") for key in place.listing("markers/")
     }
     later = make(place, keep=2)
     later.open()
     later.save(2, 70, state(70), None, wait=True)
     later.close()
-    assert "markers/000001-000-0000000020.json" in place.keys("markers/")
+    assert "markers/000001-000-0000000020.json" in place.listing("markers/")
     assert same(make(place).load("000001-000-0000000020").shared, state(20))
 
 
@@ -143,7 +143,7 @@ def test_after_a_roll_back_the_abandoned_branch_does_not_win(place: Place, make:
     assert (restored.step, restored.info.note) == (25, "")
     third.save(0, 26, state(26), None, wait=True)
     third.close()
-    assert place.keys("markers/") == ["markers/000002-000-0000000025.json", "markers/000003-000-0000000026.json"]
+    assert place.listing("markers/") == ["markers/000002-000-0000000025.json", "markers/000003-000-0000000026.json"]
 
 
 def test_leftovers_of_older_generations_are_swept(place: Place, make: Make) -> None:
@@ -157,7 +157,7 @@ def test_leftovers_of_older_generations_are_swept(place: Place, make: Make) -> N
     later.close()
     assert restored is not None
     assert restored.info.note == "step 20: it has no marker, so it was never completed; fell back to step 10"
-    assert {key.split("/")[1] for key in place.keys("data/")} == {"000001-000-0000000010", "somebody-elses"}
+    assert {key.split("/")[1] for key in place.listing("data/")} == {"000001-000-0000000010", "somebody-elses"}
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -233,11 +233,11 @@ def test_saving_does_not_wait_for_the_storage_and_uses_no_collective(folder: Pla
     checkpointer = Checkpointer(slow, run=RUN)
     checkpointer.open()
     checkpointer.save(0, 1, state(1), None)
-    assert folder.keys("markers/") == []
+    assert folder.listing("markers/") == []
     assert checkpointer.last_checkpoint is None
     slow.go.set()
     checkpointer.wait()
-    assert folder.keys("markers/") == ["markers/000001-000-0000000001.json"]
+    assert folder.listing("markers/") == ["markers/000001-000-0000000001.json"]
     checkpointer.close()
 
 
@@ -254,10 +254,10 @@ def test_a_checkpoint_exists_only_when_every_rank_has_written(folder: Place) -> 
         world.each(lambda member, rank: member.save(0, 1, state(1), rank))
         first.go.set()
         deadline = time.monotonic() + 20
-        while not any(key.endswith("index.json") for key in folder.keys("data/")) and time.monotonic() < deadline:
+        while not any(key.endswith("index.json") for key in folder.listing("data/")) and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert folder.keys("markers/") == []
+        assert folder.listing("markers/") == []
         second.go.set()
         world.each(lambda member, rank: member.wait())
-        assert len(folder.keys("markers/")) == 1
+        assert len(folder.listing("markers/")) == 1

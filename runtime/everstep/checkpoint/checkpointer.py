@@ -129,13 +129,15 @@ class Checkpointer:
         plan = self._first(self._survey)
         self._generation = plan["generation"]
         self._same_storage(plan["probe"])
-        notes: list[str] = plan["notes"]
+        notes: list[str] = list(plan["notes"])
+        passed_over = False
         restored = None
         for name in plan["candidates"]:
             restored, wrong = self._try(name)
             if restored is not None:
                 break
             notes.append(wrong)
+            passed_over = True
         if restored is None and plan["candidates"]:
             raise StorageError(
                 f"none of the checkpoints in {self._storage.uri} can be restored: {'; '.join(notes)}. Repair it, "
@@ -144,9 +146,11 @@ class Checkpointer:
         resumed_from = None
         if restored is not None:
             resumed_from = CheckpointId.parse(restored.name)
-            passed = [i for i in map(CheckpointId.parse, plan["incomplete"]) if i and resumed_from and i > resumed_from]
-            notes += [f"step {i.step}: it has no marker, so it was never completed" for i in passed]
-            if passed or len(notes) > len(plan["notes"]) + len(passed):
+            incomplete = [
+                i for i in map(CheckpointId.parse, plan["incomplete"]) if i and resumed_from and i > resumed_from
+            ]
+            notes += [f"step {i.step}: it has no marker, so it was never completed" for i in incomplete]
+            if incomplete or passed_over:
                 notes.append(f"fell back to step {restored.step}")
             restored = replace(restored, info=replace(restored.info, note="; ".join(notes)))
             self.resumed_from = self.last_checkpoint = restored.info

@@ -29,8 +29,11 @@ class FileStorage:
     def put(self, key: str, body: Body, *, create_only: bool = False) -> None:
         path = self.root / key
         temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}-{path.name}")
-        with self._errors("write", path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        with self._errors("write", path, but=() if not create_only else (FileExistsError,)):
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
             try:
                 with temporary.open("xb", buffering=0) as file:
                     for piece in body.pieces():
@@ -52,7 +55,7 @@ class FileStorage:
 
     def get(self, key: str) -> Iterator[memoryview | bytes]:
         path = self.root / key
-        with self._errors("read", path):
+        with self._errors("read", path, but=(FileNotFoundError,)):
             file = path.open("rb", buffering=0)
         with file:
             while True:
@@ -81,10 +84,10 @@ class FileStorage:
                     path.parent.rmdir()
 
     @contextlib.contextmanager
-    def _errors(self, verb: str, path: Path) -> Iterator[None]:
+    def _errors(self, verb: str, path: Path, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, FileExistsError):
+        except but:
             raise
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):

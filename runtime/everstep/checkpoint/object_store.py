@@ -8,6 +8,7 @@ Each request is signed over the hash of its body, so the server itself refuses w
 """
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -30,16 +31,18 @@ class ObjectStorage:
         self._environ = environ
         self._scheme = urlsplit(uri).scheme
         self._bucket = urlsplit(uri).netloc
-        self._made: Any = None
+        self._made: dict[bool, Any] = {}
         if not self._bucket:
             raise ConfigurationError(f"checkpoint uri {uri!r} names no bucket; write {self._scheme}://bucket/prefix")
 
-    @property
-    def _store(self) -> Any:
-        if self._made is None:
+    def _store(self, *, data: bool = False) -> Any:
+        """The client for data, which may take its time while it moves, or that for small requests, which may not."""
+        if data not in self._made:
             import obstore.store
 
-            client: dict[str, Any] = {"connect_timeout": timedelta(seconds=4), "timeout": timedelta(seconds=60)}
+            patience = {"read_timeout": 60, "timeout": 24 * 3600} if data else {"timeout": 8}
+            client: dict[str, Any] = {name: timedelta(seconds=seconds) for name, seconds in patience.items()}
+            client["connect_timeout"] = timedelta(seconds=4)
             if self._environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes"):
                 client["allow_http"] = True
             bundle = self._environ.get("AWS_CA_BUNDLE") or self._environ.get("SSL_CERT_FILE")
@@ -59,21 +62,18 @@ class ObjectStorage:
                 }
                 if endpoint := self._endpoint():
                     config["endpoint"] = endpoint
+            backoff = {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=2)}
+            from_url: Any = obstore.store.from_url  # its type depends on the scheme
             try:
-                from_url: Any = obstore.store.from_url  # its type depends on the scheme
-                self._made = from_url(
+                self._made[data] = from_url(
                     self.uri,
                     client_options=client,
-                    retry_config={
-                        "max_retries": 2,
-                        "retry_timeout": timedelta(seconds=12),
-                        "backoff": {"init_backoff": timedelta(milliseconds=200), "max_backoff": timedelta(seconds=2)},
-                    },
+                    retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=12), "backoff": backoff},
                     **config,
                 )
             except Exception as error:
-                raise ConfigurationError(f"checkpoint uri {self.uri!r}: {_first_line(error)}") from error
-        return self._made
+                raise ConfigurationError(f"checkpoint uri {self.uri!r}: {_parse(str(error))[2]}") from error
+        return self._made[data]
 
     def put(self, key: str, body: Body, *, create_only: bool = False) -> None:
         import obstore
@@ -82,16 +82,16 @@ class ObjectStorage:
             if create_only or body.size <= _SINGLE_PUT_BYTES:
                 data = b"".join(body.pieces())
                 mode: Any = "create" if create_only else "overwrite"
-                obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+                obstore.put(self._store(data=not create_only), key, data, mode=mode, use_multipart=False)
             else:
                 part = max(_SINGLE_PUT_BYTES, -(-body.size // _MAX_PARTS))
-                obstore.put(self._store, key, iter(body.pieces()), chunk_size=part, max_concurrency=4)
+                obstore.put(self._store(data=True), key, iter(body.pieces()), chunk_size=part, max_concurrency=4)
 
     def get(self, key: str) -> Iterator[memoryview | bytes]:
         import obstore
 
         with self._errors("read", key):
-            stream = iter(obstore.get(self._store, key).stream(min_chunk_size=CHUNK_BYTES))
+            stream = iter(obstore.get(self._store(data=True), key).stream(min_chunk_size=CHUNK_BYTES))
         while True:
             with self._errors("read", key):
                 piece = next(stream, None)
@@ -103,14 +103,16 @@ class ObjectStorage:
         import obstore
 
         with self._errors("list", prefix):
-            return [Entry(found["path"], found["size"]) for page in obstore.list(self._store, prefix) for found in page]
+            return [
+                Entry(found["path"], found["size"]) for page in obstore.list(self._store(), prefix) for found in page
+            ]
 
     def delete(self, keys: Iterable[str]) -> None:
         import obstore
 
         for key in keys:
             with self._errors("delete", key), contextlib.suppress(FileNotFoundError):
-                obstore.delete(self._store, key)
+                obstore.delete(self._store(), key)
 
     def _endpoint(self) -> str | None:
         return self._environ.get("AWS_ENDPOINT_URL_S3") or self._environ.get("AWS_ENDPOINT_URL") or None
@@ -119,45 +121,46 @@ class ObjectStorage:
     def _errors(self, verb: str, key: str) -> Iterator[None]:
         from obstore import exceptions
 
-        where = f"{self.uri} at {self._endpoint() or 'the default endpoint'}"
         try:
             yield
-        except exceptions.AlreadyExistsError as error:
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(key) from error
-        except (exceptions.PreconditionError, exceptions.NotModifiedError) as error:
-            raise FileExistsError(key) from error
-        except FileNotFoundError as error:
-            if verb == "read" and "NoSuchBucket" not in str(error):
-                raise
-            raise StorageError(self._no_bucket(where)) from error
-        except exceptions.NotSupportedError as error:
-            raise StorageError(f"cannot {verb} {key} in {where}: the store does not support it") from error
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-            raise StorageError(
-                f"cannot {verb} {key} in {where}: access denied. Check the credentials (AWS_ACCESS_KEY_ID and "
-                f"AWS_SECRET_ACCESS_KEY, or the secret of spec.checkpoint) and what they may do in bucket "
-                f"{self._bucket!r}"
-            ) from error
         except (exceptions.BaseError, OSError) as error:
-            text = str(error)
-            if "NoSuchBucket" in text:
-                raise StorageError(self._no_bucket(where)) from error
-            if "InvalidAccessKeyId" in text or "SignatureDoesNotMatch" in text or "403" in text:
-                raise StorageError(
-                    f"cannot {verb} {key} in {where}: wrong credentials. Check AWS_ACCESS_KEY_ID and "
-                    f"AWS_SECRET_ACCESS_KEY, or the secret of spec.checkpoint"
-                ) from error
-            if "QuotaExceeded" in text or "InsufficientStorage" in text or "507" in text:
-                raise StorageError(f"cannot {verb} {key} in {where}: no space left there") from error
-            raise StorageError(
-                f"cannot {verb} {key} in {where}: {_first_line(error)}. Check that the endpoint is right and can be "
-                f"reached from here"
-            ) from error
+            status, code, reason = _parse(str(error))
+            if isinstance(error, FileNotFoundError) and verb == "read" and code != "NoSuchBucket":
+                raise
+            problem = self._explain(status, code, reason)
+            where = f"{self.uri} at {self._endpoint() or 'the default endpoint'}"
+            raise StorageError(f"cannot {verb} {key} in {where}: {problem}") from error
 
-    def _no_bucket(self, where: str) -> str:
-        return f"there is no bucket {self._bucket!r} for checkpoints in {where}: create it or correct the uri"
+    def _explain(self, status: int, code: str, reason: str) -> str:
+        answer = f"it answers {status} {code}".rstrip()
+        if code == "NoSuchBucket":
+            return f"there is no bucket {self._bucket!r}; create it or correct the uri"
+        if status in (401, 403):
+            return (
+                f"access denied ({answer}). Check the credentials (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+                f"or the secret of spec.checkpoint) and what they may do in bucket {self._bucket!r}"
+            )
+        if status == 507 or "Quota" in code or "StorageFull" in code:
+            return f"no space left there ({answer}): free some or lower spec.checkpoint.keep"
+        if status == 501:
+            return f"the store cannot do this ({answer}); conditional writes (If-None-Match) are needed"
+        if status == 404:
+            return f"{answer}. Is this the endpoint of an object store, and the bucket there?"
+        if status >= 500:
+            return f"{answer}; the store has troubles of its own"
+        if status:
+            return answer
+        return (
+            f"{reason}. Check endpoint and region (AWS_ENDPOINT_URL, AWS_REGION), and that it can be reached from here"
+        )
 
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300].rstrip(".:")
+def _parse(text: str) -> tuple[int, str, str]:
+    """Of an error's text: HTTP status or 0, the store's code for it or "", and the last thing it says."""
+    line = text.split("Debug source:")[0].strip().replace("\n", " ")
+    status = re.search(r"status code: (\d{3})", line)
+    code = re.search(r"<Code>(\w+)</Code>", line)
+    reason = line.rsplit(" - ", 1)[-1][:200].rstrip(".: ") or "no reason given"
+    return int(status[1]) if status else 0, code[1] if code else "", reason
