@@ -4,7 +4,6 @@ import argparse
 import os
 import signal
 import sys
-import threading
 import time
 
 from everstep_protocol import codec, env
@@ -14,6 +13,8 @@ HELP = "the service that one run's launchers talk to (started by the operator)"
 
 PORT = 29400
 GRACE_SECONDS = 30.0
+
+_ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,9 +44,8 @@ def main(args: argparse.Namespace) -> int:
     except codec.BadMessage as error:
         return _refuse(f"--intent: {error}")
 
-    ending = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: ending.set())
+    # Blocked before any thread begins: the signal waits until this thread asks for it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDINGS)
     service = Service(run)
     try:
         server = Server(service, args.host, args.port, token)
@@ -54,7 +54,7 @@ def main(args: argparse.Namespace) -> int:
         return 1
     server.start()
     print(f"everstep coordinator: listening on {server.host}:{server.port}", file=sys.stderr, flush=True)
-    ending.wait()
+    signal.sigwait(_ENDINGS)
     # The agents agree on the step to save through us: they go first.
     service.wait_alone(grace)
     server.close()

@@ -353,6 +353,7 @@ class Run:
         elif self.state is RunState.RESTARTING and peer.state is not None and self.failures:
             self._explain_echo(failure, peer.state.generation)
         self._peers.pop(peer.agent, None)
+        self._touch()
 
     def _explain_echo(self, failure: Failure, generation: int) -> None:
         """A lost node shows late; the communication errors that it left behind were its echo."""
