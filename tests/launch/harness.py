@@ -3,12 +3,13 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -28,7 +29,7 @@ from everstep_protocol.reasons import EXIT_STOPPED
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
 TOKEN = "a-token"
-PATIENCE = 60.0  # seconds; only for what should never take so long
+PATIENCE = 10.0  # seconds; only for what should never take so long
 
 T = TypeVar("T")
 
@@ -89,11 +90,16 @@ class ScriptedCoordinator:
         self.states: list[AgentState] = []
         self.policy = policy
         self.status = 200
+        self._connections: list[socket.socket] = []
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             last: Directive | None = None
+
+            def setup(self) -> None:
+                super().setup()
+                outer._connections.append(self.connection)
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -140,6 +146,9 @@ class ScriptedCoordinator:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        for connection in self._connections:  # or kept ones would be served for ever
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
 
     @property

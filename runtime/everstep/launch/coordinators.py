@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Mapping
@@ -74,22 +75,28 @@ class OwnCoordinator:
         self._argv = bootstrap + everstep
         self.pid: int | None = None
         self._started = 0.0
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # of interest only if it dies
 
     def child_ended(self, pid: int) -> None:
         if pid != self.pid:
             return
-        lived = time.monotonic() - self._started
-        if lived < 1.0:
-            time.sleep(1.0 - lived)  # never start it in a tight loop
+        self.pid = None
+        self._log.seek(0)
+        said = self._log.read()[-2000:].decode(errors="replace").rstrip()
+        print(f"everstep: the coordinator has died and is started again:\n{said}", file=sys.stderr, flush=True)
+        time.sleep(max(0.0, 1.0 - (time.monotonic() - self._started)))  # never in a tight loop
         self.start()
 
     def close(self) -> None:
         if self.pid is not None:
             kill(self.pid, signal.SIGKILL)  # the run is over for us, and with it for its coordinator
             self.pid = None
+        self._log.close()
 
     def start(self) -> None:
-        self.pid = spawn(self._argv, self._environment)
+        self._log.seek(0)
+        self._log.truncate()
+        self.pid = spawn(self._argv, self._environment, self._log.fileno(), self._log.fileno())
         self._started = time.monotonic()
 
 

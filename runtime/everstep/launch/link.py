@@ -45,15 +45,20 @@ class Client:
         }
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout)
 
-    def sync(self, state: AgentState) -> Directive:
-        """Raises Unreachable, Refused."""
+    def sync(self, state: AgentState, current: Callable[[], bool] = lambda: True) -> Directive:
+        """Say it and wait for the answer. `current`: is there nothing newer to say, so that repeating it makes sense?
+
+        Raises:
+            Unreachable, Refused.
+        """
         kept = self._connection.sock is not None
         try:
             return self._post(codec.dumps(state))
         except (http.client.HTTPException, OSError) as error:
             self._connection.close()
             # A kept connection may have been closed by the other side while nobody spoke: that is not its death.
-            if kept and isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError):
+            stale = isinstance(error, http.client.RemoteDisconnected | ConnectionResetError | BrokenPipeError)
+            if kept and stale and current():
                 try:
                     return self._post(codec.dumps(state))
                 except (http.client.HTTPException, OSError) as again:
@@ -142,7 +147,7 @@ class Link:
                 self._in_flight = True
             answer: Directive | LinkError
             try:
-                answer = self._client.sync(state)
+                answer = self._client.sync(state, lambda: self._next is None)
             except LinkError as error:
                 answer = error
             with self._condition:

@@ -219,7 +219,7 @@ class EverstepRendezvous(RendezvousHandler):
             directive: Directive | None = None
             error: LinkError | None = None
             try:
-                directive = self._client.sync(state)
+                directive = self._client.sync(state, lambda: not self._stale)
             except LinkError as problem:
                 error = problem
             with self._condition:
