@@ -62,6 +62,7 @@ def happen(world: World, what: str, value: object) -> None:
             launcher.stop = StopCause.INTERRUPT
 
 
+# No shrinking: it takes minutes, and the example as found reads well enough.
 @settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     happened=st.lists(happenings, max_size=40),

@@ -526,6 +526,63 @@ def test_new_coordinator_keeps_a_committed_step() -> None:
     assert len(stopped_at(world)) == 1
 
 
+def test_new_coordinator_hears_the_node_with_the_older_memory_first() -> None:
+    """The round of generation 2 was formed, and only node 0 had been told when the coordinator died."""
+    world = World()
+    world.until_step(7)
+    world.fail(world.at(1), KILLED)
+    for node in (1, 0, 2, 1, 2, 0):
+        world.talk(world.at(node))
+    assert [world.at(node).generation for node in range(3)] == [2, 1, 1]
+    world.replace_coordinator()
+    for node in (1, 2, 1, 2):
+        world.talk(world.at(node))
+    assert world.at(1).workers is Workers.NONE
+    world.pass_time(1)
+    assert {world.at(node).generation for node in range(3)} == {2}
+    assert world.until(RunState.SUCCEEDED).restarts == 1
+
+
+def test_new_coordinator_and_a_node_that_died_with_the_old_one() -> None:
+    world = World()
+    world.until_step(7)
+    world.lose(world.at(1))
+    world.replace_coordinator()
+    world.pass_time(LOST_SECONDS - 1)
+    assert world.report.restarts == 0
+    world.pass_time(3)
+    assert [failure.reason for failure in world.report.failures] == [Reason.NODE_LOST]
+    world.join(1)
+    assert world.until(RunState.SUCCEEDED).restarts == 1
+
+
+def test_new_coordinator_and_a_new_launcher_at_the_same_time() -> None:
+    world = World()
+    world.until_step(7)
+    world.lose(world.at(1))
+    world.join(1)
+    world.replace_coordinator()
+    world.talk(world.at(1))
+    world.pass_time(1)
+    assert [failure.reason for failure in world.report.failures] == [Reason.NODE_LOST]
+    assert world.until(RunState.SUCCEEDED).restarts == 1
+
+
+def test_a_node_whose_workers_are_done_is_not_missed() -> None:
+    world = World(nproc=1)
+    world.until_step(world.total)
+    world.train(world.at(1))
+    assert world.at(1).workers is Workers.SUCCEEDED
+    world.talk(world.at(1))
+    world.at(1).reachable = False
+    for _ in range(150):
+        world.now += 0.1
+        for node in (0, 2):
+            world.talk(world.at(node))
+    assert world.report.restarts == 0
+    assert world.until(RunState.SUCCEEDED).restarts == 0
+
+
 def test_coordinator_that_dies_after_a_failure_counts_it_once() -> None:
     world = World()
     world.until_step(7)

@@ -284,7 +284,10 @@ class Run:
             return
         if self.outcome is RunState.STOPPED and self.intent.stop is None:
             self._revive(now)
-        node = state.node if state.node >= 0 else seat.node if seat is not None else self._free_node()
+        if seat is not None:
+            node = seat.node  # a launcher without an index of its own calls itself by its rank, which may be lower
+        else:
+            node = state.node if state.node >= 0 else self._free_node()
         holder = next((peer for peer in self._peers.values() if peer.node == node), None)
         if holder is not None:
             if 0 < state.generation < self._generation_of(holder):
