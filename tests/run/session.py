@@ -106,8 +106,8 @@ class Session:
         return set(self._processes())
 
     def _processes(self) -> dict[int, dict[bytes, bytes]]:
-        uid = self.object.get("metadata", {}).get("uid", "none").encode()
         folder = str(self.state).encode()
+        uid = self.object.get("metadata", {}).get("uid", "").encode() or folder
         found = {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:

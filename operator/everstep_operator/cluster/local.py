@@ -242,9 +242,12 @@ class LocalCluster:
         try:
             while True:
                 try:
-                    yield await asyncio.wait_for(queue.get(), self.resync_seconds)
+                    # Not wait_for: until Python 3.12 it may swallow the cancellation of a watch.
+                    async with asyncio.timeout(self.resync_seconds):
+                        event = await queue.get()
                 except TimeoutError:
-                    yield Event(key, "resync")
+                    event = Event(key, "resync")
+                yield event
         finally:
             self._watchers.discard(queue)
 

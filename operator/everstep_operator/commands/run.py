@@ -39,6 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 done, 1 the run failed, 2 usage or manifest, 130 interrupted after saving."""
+    try:
+        return _main(args)
+    except KeyboardInterrupt:  # before anything was started; from then on the run takes the signal
+        return 130
+
+
+def _main(args: argparse.Namespace) -> int:
     from everstep_operator.api.manifest import ManifestError, load, parse
     from everstep_operator.cluster.port import ClusterError
     from everstep_operator.commands.local_run import Refused, run_locally
@@ -56,8 +63,6 @@ def main(args: argparse.Namespace) -> int:
         return _error(str(error))
     except ClusterError as error:
         return _error(str(error), status=1)
-    except KeyboardInterrupt:  # before anything was started
-        return 130
 
 
 def _error(message: str, status: int = 2) -> int:

@@ -54,6 +54,9 @@ class Lines:
     def show(self, run: TrainingRun, now: datetime) -> None:
         """The status, if that is worth a line."""
         new = cells(run.status)
+        over = run.status.phase is not None and run.status.phase.over
+        if over and new["Phase"] == self._shown.get("Phase"):
+            return  # what leaves now only tidies up
         percent = (run.status.progress.percent or 0) if run.status.progress is not None else 0
         moving = ("Step", "Loss", "Goodput")
         changed = [title for title in new if new[title] != self._shown.get(title)]
