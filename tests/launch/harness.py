@@ -29,7 +29,7 @@ from everstep_protocol.reasons import EXIT_STOPPED
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
 TOKEN = "a-token"
-PATIENCE = 10.0  # seconds; only for what should never take so long
+PATIENCE = 60.0  # seconds; only for what should never take so long
 
 T = TypeVar("T")
 
@@ -90,6 +90,7 @@ class ScriptedCoordinator:
         self.states: list[AgentState] = []
         self.policy = policy
         self.status = 200
+        self.version = str(PROTOCOL_VERSION)
         self._connections: list[socket.socket] = []
         outer = self
 
@@ -121,7 +122,7 @@ class ScriptedCoordinator:
             def answer(self, status: int, body: bytes) -> None:
                 try:
                     self.send_response(status)
-                    self.send_header(HEADER, str(PROTOCOL_VERSION))
+                    self.send_header(HEADER, outer.version)
                     self.send_header("Content-Length", str(len(body)))
                     self.end_headers()
                     self.wfile.write(body)
@@ -146,10 +147,14 @@ class ScriptedCoordinator:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for connection in self._connections:  # or kept ones would be served for ever
+        self.hang_up()  # or kept connections would be served for ever
+        self._thread.join()
+
+    def hang_up(self) -> None:
+        """Close all connections, as a coordinator does that has not heard anything for a while."""
+        for connection in self._connections:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
 
     @property
     def last(self) -> AgentState:

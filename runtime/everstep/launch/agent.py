@@ -41,6 +41,8 @@ from everstep.launch.settings import Settings
 _STOPPED_BY = {StopCause.INTERRUPT: 130, StopCause.PREEMPTION: 143}
 #: Kept of the grace for the launcher's own last words, before the pod is killed from outside.
 _LAST_WORDS_SECONDS = 2.0
+#: How long a launcher that wants to leave waits for processes that the kernel is slow to end.
+_DYING_SECONDS = 20.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 
 
@@ -310,7 +312,9 @@ class Agent:
             if self.group is None or not self.group.ended(pid, status):
                 self.coordinator.child_ended(pid)
         if left or (self.group is not None and self.group.alive):
-            return
+            if self.status is None or time.monotonic() - self._kill_since < _DYING_SECONDS:
+                return
+            say("some processes do not die even of SIGKILL; leaving without them")
         self._kill_since = None
         if self.group is not None and self.group.note_failures():
             self.failure, self._urgent = self.group.failure, True

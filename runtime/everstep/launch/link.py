@@ -66,6 +66,9 @@ class Client:
                     self._connection.close()
             raise Unreachable(f"coordinator {self.url} does not answer: {error or type(error).__name__}") from None
 
+    def close(self) -> None:
+        self._connection.close()
+
     def abort(self) -> None:
         """Make a waiting `sync` raise Unreachable now."""
         waiting = self._connection.sock
@@ -121,6 +124,8 @@ class Link:
 
     def offer(self, state: AgentState) -> None:
         with self._condition:
+            if self._closed:
+                return
             self._next = state
             self._condition.notify()
             if self._in_flight:
@@ -135,6 +140,9 @@ class Link:
             self._closed = True
             self._condition.notify()
             self._client.abort()
+        self._thread.join(1.0)  # a connection attempt under way cannot be broken off; it is not waited for
+        if not self._thread.is_alive():
+            self._client.close()
 
     def _talk(self) -> None:
         while True:

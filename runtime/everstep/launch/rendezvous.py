@@ -214,6 +214,7 @@ class EverstepRendezvous(RendezvousHandler):
         while True:
             with self._condition:
                 if self._closed:
+                    self._client.close()
                     return
                 state, self._stale = self._state(), False
             directive: Directive | None = None
