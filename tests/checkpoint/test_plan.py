@@ -1,4 +1,4 @@
-"""Who writes what: the same decision as the planner of torch.distributed.checkpoint, without importing it in training."""
+"""Who writes what: as the planner of torch.distributed.checkpoint decides, without importing it in training."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

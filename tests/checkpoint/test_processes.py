@@ -39,6 +39,7 @@ def run(place: Place, what: str, size: int, generation: int = 1) -> None:
     finally:
         for worker in workers:
             worker.kill()
+            worker.communicate()
 
 
 def test_three_write_two_and_one_read(place: Place) -> None:

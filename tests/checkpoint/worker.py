@@ -1,4 +1,4 @@
-"""A rank of the tests with real processes: python -m tests.checkpoint.worker <uri> <what> <generation>, torchrun's variables set."""
+"""A rank of the tests with real processes: python -m tests.checkpoint.worker <uri> <what> <generation>."""
 
 import os
 import sys

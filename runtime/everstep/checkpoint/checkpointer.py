@@ -211,7 +211,7 @@ class Checkpointer:
         return checkpoint.name
 
     def wait(self) -> None:
-        """Until the last save is durable.
+        """Until the last save is durable, on all ranks. Collective.
 
         Raises:
             StorageError: it could not be made so, although it was tried for `retry_seconds`.

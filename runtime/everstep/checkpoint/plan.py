@@ -89,7 +89,7 @@ def _replicated(tensors: Mapping[str, torch.Tensor], world_size: int) -> dict[st
     boxes = {}
     for name, tensor in tensors.items():
         rank = min(range(world_size), key=load.__getitem__)
-        load[rank] += tensor.numel() * tensor.element_size()
+        load[rank] += max(1, tensor.numel() * tensor.element_size())
         boxes[name] = [(Box(name, None, tuple(tensor.shape)), rank)]
     return boxes
 

@@ -4,6 +4,7 @@ No collective, no pickle. Each rank uses a connection of its own (`store.clone()
 neither the thread that trains nor the one that saves waits for the other.
 """
 
+import contextlib
 import itertools
 import json
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 _LONGEST_PAUSE = 0.02  # seconds between two looks
+_HEARD_SECONDS = 10.0  # that rank 0 gives the others to hear the result of an exchange
 
 
 class Store(Protocol):
@@ -73,8 +75,15 @@ class Ranks:
             values = self.hear(keys)
             self.tell(key, values)
             self.forget(keys)
+            # The store lives in this process: were it to end now, the others would hear nothing.
+            patience = time.monotonic() + _HEARD_SECONDS
+            heard = [f"{key}/heard/{rank}" for rank in range(1, self.world_size)]
+            with contextlib.suppress(GaveUp):
+                self.hear(heard, lambda: time.monotonic() > patience)
+                self.forget([key, *heard])
             return values
         (values,) = self.hear([key])
+        self.tell(f"{key}/heard/{self.rank}", True)
         return list(values)
 
     def tell(self, key: str, value: Any) -> None:
@@ -86,6 +95,8 @@ class Ranks:
         Raises:
             GaveUp: `stop` said so before they were.
         """
+        if not keys:
+            return []
         full = [f"{self._prefix}/{key}" for key in keys]
         pause = 0.0005
         while not self._store.check(full):

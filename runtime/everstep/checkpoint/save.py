@@ -176,7 +176,7 @@ class Saver:
         self.background(lambda: self._run(job))
 
     def wait(self) -> None:
-        """Until the last save is durable.
+        """Until the last save is durable. Called by all ranks.
 
         Raises:
             StorageError: it cannot be made so, although it was tried for `retry_seconds`.
@@ -186,8 +186,10 @@ class Saver:
             return
         job.hurry(time.monotonic() + self._retry_seconds)
         job.finished.wait()
-        if job.error:
-            raise StorageError(f"the checkpoint of step {job.checkpoint.step} could not be saved: {job.error}")
+        # Together, so that rank 0, where the store is, does not leave before the others know.
+        errors = [error for error in self._ranks.exchange(job.error) if error]
+        if errors:
+            raise StorageError(f"the checkpoint of step {job.checkpoint.step} could not be saved: {errors[0]}")
 
     def close(self) -> None:
         """End the thread. A save on its way gets one attempt to be completed."""
@@ -217,6 +219,8 @@ class Saver:
             job.error = str(error)
         except GaveUp:
             job.error = "the run was ended before all ranks had written their part"
+        except RuntimeError as error:  # the store's: rank 0 has died, and this rank will be ended as well
+            job.error = f"lost contact with rank 0: {str(error).splitlines()[0]}"
         except Exception as error:
             log.exception("saving a checkpoint failed unexpectedly")
             job.error = f"{type(error).__name__}: {error}"
