@@ -25,7 +25,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 KINDS = {
     "everstep run": ("everstep", "run", "-f"),
     "coordinator": ("coordinator", "--intent"),
-    "shim": ("everstep_operator.cluster.shim",),
+    "shim": ("cluster/shim.py",),
     "rank": ("everstep.launch.worker",),
     "launcher": ("launch", "--nproc-per-node"),
     "S3 server": ("weed",),

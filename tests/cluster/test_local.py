@@ -141,6 +141,39 @@ class TestLocalCluster(Conformance):
         shim.write(str(path), real)
 
     @story
+    async def test_a_pod_whose_starter_died_was_never_there(self, world: LocalWorld, cluster: Cluster) -> None:
+        """`everstep run` was killed between two lines of create_pod."""
+        created = await cluster.create_pod(world.run, pod("exit 0"))
+        await finished(cluster, world.run)
+        folder = world.state.pods / created.name
+        for name in ("spec.json", "shim.json", "exit.json"):
+            (folder / name).unlink()
+        (seen,) = await cluster.list_pods(world.run)
+        assert (seen.phase, seen.disrupted) == ("Pending", False), "it may be on its way"
+        os.utime(folder / "pod.json", (0, 0))
+        (seen,) = await cluster.list_pods(world.run)
+        assert (seen.phase, seen.disrupted) == ("Failed", True)
+        await cluster.delete_pod(world.run, created.name, created.uid, 5)
+        assert await cluster.list_pods(world.run) == []
+
+    @story
+    async def test_a_watch_can_be_given_up_at_any_moment(self, world: LocalWorld, cluster: Cluster) -> None:
+        """Also when the event and the cancellation come together."""
+        for _ in range(5):
+            created = await cluster.create_pod(world.run, pod("exit 0"))
+
+            async def listen() -> None:
+                async for _ in cluster.watch():
+                    pass
+
+            listener = asyncio.create_task(listen())
+            await finished(cluster, world.run)
+            listener.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await listener
+            await cluster.delete_pod(world.run, created.name, created.uid, 0)
+
+    @story
     async def test_the_environment_of_a_pod(self, world: LocalWorld, cluster: Cluster) -> None:
         created = await cluster.create_pod(world.run, pod("env; command -v python"))
         await finished(cluster, world.run)

@@ -153,6 +153,20 @@ def test_other_requests_to_stop_are_as_ctrl_c(session: Make, number: int) -> Non
     assert tiny.pids() == set()
 
 
+def test_ctrl_c_before_anything_has_begun(session: Make) -> None:
+    tiny = session("--steps", "30", nodes=1)
+    process = tiny.start()
+    assert process.stdout is not None
+    process.stdout.readline()
+    tiny.signal(signal.SIGINT)
+    code, out = tiny.finish()
+    assert code == 130, out
+    assert "no checkpoint; the same command resumes" in out
+    assert tiny.pids() == set()
+    assert tiny.run()[0] == 0
+    assert tiny.saved() == [30]
+
+
 def test_ctrl_c_twice_leaves_at_once(session: Make) -> None:
     tiny = session("--steps", "20", "--slow-at", "8")
     tiny.start()

@@ -109,10 +109,9 @@ class Process:
             os.kill(int(who["pid"]), signal.SIGUSR1)  # look now, not at the next tick
 
     def _age(self) -> float:
-        try:
-            return time.time() - self.folder.stat().st_mtime
-        except FileNotFoundError:
-            return 0.0
+        """Seconds since the first of its files was written."""
+        written = [path.stat().st_mtime for path in self.folder.glob("*")]
+        return time.time() - min(written, default=time.time())
 
     def _ending(self) -> bool:
         return (self.folder / "delete.json").exists()
