@@ -158,7 +158,6 @@ def test_unreachable(make: Make) -> None:
         "AWS_ACCESS_KEY_ID": "a",
         "AWS_SECRET_ACCESS_KEY": "b",
         "AWS_REGION": "us-east-1",
-        "AWS_ALLOW_HTTP": "true",
     }
     with pytest.raises(
         StorageError, match=rf"s3://bucket/run at http://127\.0\.0\.1:{port}.*Check endpoint and region"

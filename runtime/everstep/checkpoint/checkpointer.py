@@ -219,7 +219,7 @@ class Checkpointer:
         self._opened.wait()
 
     def close(self) -> None:
-        """End the background thread; a save on its way gets one attempt. Call `wait` first if it matters."""
+        """End the background thread. A save on its way may be lost: `wait` first if it matters."""
         if self._saver is not None:
             self._saver.close()
 

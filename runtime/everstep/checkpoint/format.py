@@ -11,6 +11,7 @@ rank-<rank>.safetensors  state of that rank alone; its tree is in the file's met
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def to_json(tree: Any, root: str) -> tuple[Any, dict[str, torch.Tensor]]:
         if isinstance(value, int):
             return int(value) if value.bit_length() <= 1024 else {"$int": hex(value)}
         if isinstance(value, float):
-            return float(value) if np.isfinite(value) else {"$float": repr(float(value))}
+            return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
         if isinstance(value, bytes | bytearray):
             return {"$bytes": base64.b64encode(value).decode()}
         if isinstance(value, Mapping):

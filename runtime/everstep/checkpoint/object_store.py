@@ -43,7 +43,8 @@ class ObjectStorage:
             patience = {"read_timeout": 60, "timeout": 24 * 3600} if data else {"timeout": 8}
             client: dict[str, Any] = {name: timedelta(seconds=seconds) for name, seconds in patience.items()}
             client["connect_timeout"] = timedelta(seconds=4)
-            if self._environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes"):
+            allowed = self._environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true", "yes")
+            if allowed or (self._endpoint() or "").startswith("http://"):
                 client["allow_http"] = True
             bundle = self._environ.get("AWS_CA_BUNDLE") or self._environ.get("SSL_CERT_FILE")
             if bundle:

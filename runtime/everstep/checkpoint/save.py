@@ -192,7 +192,7 @@ class Saver:
             raise StorageError(f"the checkpoint of step {job.checkpoint.step} could not be saved: {errors[0]}")
 
     def close(self) -> None:
-        """End the thread. A save on its way gets one attempt to be completed."""
+        """End the thread. A save on its way may be lost: `wait` first if it matters."""
         self._closing.set()
         if self._last is not None:
             self._last.hurry(0)
