@@ -45,6 +45,21 @@ def test_waits_for_all_nodes_and_says_for_which() -> None:
     assert world.report.state in (RunState.STARTING, RunState.RUNNING)
 
 
+def test_a_node_that_went_quiet_gets_no_seat() -> None:
+    world = World(start=False)
+    world.join(0)
+    world.join(1)
+    world.pass_time(1)
+    world.at(0).reachable = False
+    world.pass_time(4)
+    world.join(2)
+    world.pass_time(1)
+    assert world.report.state is RunState.WAITING
+    world.at(0).reachable = True
+    world.pass_time(0.3)
+    assert world.report.world_size == 3
+
+
 def test_enough_nodes_begin_after_the_join_timeout() -> None:
     world = World(intent(3, min_nodes=2), start=False)
     world.join(2)
@@ -583,6 +598,20 @@ def test_a_node_whose_workers_are_done_is_not_missed() -> None:
     assert world.until(RunState.SUCCEEDED).restarts == 0
 
 
+def test_coordinator_that_dies_while_it_looks_for_the_cause() -> None:
+    world = World()
+    world.until_step(7)
+    world.fail(world.at(1), KILLED)
+    for node in (1, 0):
+        world.talk(world.at(node))
+    world.at(1).failure = None  # nobody can repeat what happened
+    world.replace_coordinator()
+    world.pass_time(2)
+    (failure,) = world.report.failures
+    assert (failure.generation, failure.reason) == (1, Reason.UNKNOWN)
+    assert world.until(RunState.SUCCEEDED).restarts == 1
+
+
 def test_coordinator_that_dies_after_a_failure_counts_it_once() -> None:
     world = World()
     world.until_step(7)
@@ -600,9 +629,10 @@ def test_agents_that_remember_nothing_start_over_with_a_later_generation() -> No
     world.until_step(7)
     for launcher in world.launchers:
         launcher.memory = None
-    world.replace_coordinator()
+    world.run = Run(world.wish, world.now)  # its operator has never heard of generation 1 either
     world.pass_time(1)
-    assert world.until(RunState.SUCCEEDED).generation == 2
+    report = world.until(RunState.SUCCEEDED)
+    assert (report.generation, report.restarts) == (2, 0)
 
 
 def test_a_grant_is_not_refused_before_the_agents_have_spoken() -> None:
