@@ -10,7 +10,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Protocol
+from typing import IO, Protocol
 
 from everstep_protocol import env
 from everstep_protocol.messages import Intent
@@ -75,14 +75,17 @@ class OwnCoordinator:
         self._argv = bootstrap + everstep
         self.pid: int | None = None
         self._started = 0.0
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # of interest only if it dies
+        self._log: IO[bytes] | None = None  # what it says, of interest only if it dies
 
     def child_ended(self, pid: int) -> None:
         if pid != self.pid:
             return
         self.pid = None
-        self._log.seek(0)
-        said = self._log.read()[-2000:].decode(errors="replace").rstrip()
+        said = ""
+        if self._log is not None:
+            self._log.seek(0)
+            said = self._log.read()[-2000:].decode(errors="replace").rstrip()
+            self._log.close()
         print(f"everstep: the coordinator has died and is started again:\n{said}", file=sys.stderr, flush=True)
         time.sleep(max(0.0, 1.0 - (time.monotonic() - self._started)))  # never in a tight loop
         self.start()
@@ -91,11 +94,11 @@ class OwnCoordinator:
         if self.pid is not None:
             kill(self.pid, signal.SIGKILL)  # the run is over for us, and with it for its coordinator
             self.pid = None
-        self._log.close()
+        if self._log is not None:
+            self._log.close()
 
     def start(self) -> None:
-        self._log.seek(0)
-        self._log.truncate()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # open as long as it lives
         self.pid = spawn(self._argv, self._environment, self._log.fileno(), self._log.fileno())
         self._started = time.monotonic()
 
