@@ -1,4 +1,4 @@
-"""What surrounds a worker process: its place among the ranks, its run, its checkpoint prefix. The one place that reads it."""
+"""What surrounds a worker process: its place among the ranks, its run, its checkpoints. The one place that reads it."""
 
 import os
 from collections.abc import Mapping

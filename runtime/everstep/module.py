@@ -101,12 +101,12 @@ class LightningModule(nn.Module):
             on_step: keep this step's value (default in training batches). on_epoch: reduce over the epoch (default
                 elsewhere). Both: as name_step and name_epoch.
             reduce_fx: over the epoch; "mean" weighs by samples.
-            sync_dist: reduce over the ranks as well: epoch values at the end of the epoch, step values where they are logged.
+            sync_dist: reduce over the ranks as well: epoch values at the epoch's end, step values when they are logged.
             batch_size: weight in the mean; default: the samples of this batch.
 
         Raises:
-            ConfigurationError: no Trainer call is running, the value has more than one element, or a name is used twice with
-                different arguments.
+            ConfigurationError: no Trainer call is running, the value has more than one element, or a name is used
+                twice with different arguments.
         """
         if self._trainer is None:
             return  # an unattached module can be called and traced
@@ -134,8 +134,8 @@ class LightningModule(nn.Module):
         return self(args[0] if args else kwargs["batch"])
 
     def configure_optimizers(self) -> Any:
-        """An optimizer; a list of them; (optimizers, schedulers); or {"optimizer": …, "lr_scheduler": …}, where the latter
-        is a scheduler or {"scheduler", "interval": "epoch"|"step", "frequency", "monitor", "strict"}."""
+        """An optimizer; a list with one; (optimizers, schedulers); or {"optimizer": …, "lr_scheduler": …}, where the
+        latter is a scheduler or {"scheduler", "interval": "epoch"|"step", "frequency", "monitor", "strict"}."""
         return None
 
     def train_dataloader(self) -> Any:

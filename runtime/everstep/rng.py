@@ -1,4 +1,4 @@
-"""State of the process's random number generators (python, numpy, torch) as plain trees, and seeds derived from seeds."""
+"""The process's random number generators (python, numpy, torch) as plain trees, and seeds derived from seeds."""
 
 import hashlib
 import random

@@ -39,4 +39,4 @@ class Logger:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Rewind to there: what was logged later will be logged again."""
+        """Go back to there at the next value: what was logged later will be logged again."""

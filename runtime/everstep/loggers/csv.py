@@ -30,6 +30,7 @@ class CSVLogger(Logger):
         self._fields: list[str] = []
         self._written = 0  # rows in the file
         self._rows: list[dict[str, float]] = []  # not yet there
+        self._rewind_to: int | None = None  # rows to keep of the file, before the next one
 
     @property
     def name(self) -> str:
@@ -60,6 +61,8 @@ class CSVLogger(Logger):
         return Path(self.log_dir) / "metrics.csv"
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._rewind_to is not None:
+            self._rewind()
         row = {**metrics, "step": step if step is not None else self._written + len(self._rows)}
         last = self._rows[-1] if self._rows else None
         if last is not None and last["step"] == row["step"] and last.keys() & row.keys() <= {"step", "epoch"}:
@@ -83,15 +86,19 @@ class CSVLogger(Logger):
 
     def state_dict(self) -> dict[str, Any]:
         self.save()
-        return {"version": self.version, "rows": self._written}
+        return {"version": self.version, "rows": self._written if self._rewind_to is None else self._rewind_to}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._version, self._rows, self._fields, self._written = state["version"], [], [], 0
+        self._version, self._rewind_to, self._rows = state["version"], state["rows"], []
+
+    def _rewind(self) -> None:
+        rows, self._rewind_to = self._rewind_to, None
+        self._fields, self._written = [], 0
         if not self.path.exists():
             return  # another machine's disk: what was logged there is there
         with self.path.open(newline="") as file:
             self._fields = next(csv.reader(file), [])
-        kept = self._read()[: state["rows"]]
+        kept = self._read()[:rows]
         self._rewrite(kept, self._fields)
         self._written = len(kept)
 

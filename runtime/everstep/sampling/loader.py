@@ -99,7 +99,7 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
         }
     return DataLoader(
         _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
-        batch_sampler=keys,  # type: ignore[arg-type]
+        batch_sampler=keys,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

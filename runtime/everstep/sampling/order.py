@@ -13,7 +13,8 @@ def order(sampler: Any, seed: int, epoch: int) -> list[int]:
     if isinstance(sampler, SequentialSampler):
         return list(range(len(sampler)))
     if isinstance(sampler, DistributedSampler):  # it would yield one rank's part, padded: the split is ours
-        sampler = RandomSampler(sampler.dataset) if sampler.shuffle else SequentialSampler(sampler.dataset)
+        data: Any = sampler.dataset
+        sampler = RandomSampler(data) if sampler.shuffle else SequentialSampler(data)
     generator = getattr(sampler, "generator", None)
     if isinstance(generator, torch.Generator):  # the user's own: its state is in no checkpoint
         generator.manual_seed(rng.derive(seed, "order", epoch))

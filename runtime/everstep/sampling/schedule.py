@@ -2,8 +2,8 @@
 
 A *round* is what all ranks of the first world took together: batch_size x first world samples, the last one may be
 smaller. A *window* is `accumulation` rounds and one optimizer step. Both stay when the world changes: each round is
-divided over the ranks there are, in micro-batches of at most `batch_size`. Weights make the mean of the ranks' gradients
-that of the mean over the round's samples, each counted once.
+divided over the ranks that exist, in micro-batches of at most `batch_size`. Weights make the mean of the ranks'
+gradients that of the mean over the round's samples, each counted once.
 """
 
 from collections.abc import Iterator
@@ -46,7 +46,10 @@ def share(start: int, stop: int, world: int, rank: int) -> tuple[int, int]:
 def schedule(samples: int, shape: Shape, world: int, rank: int, consumed: int = 0) -> Iterator[Micro]:
     """Micro-batches of `rank` for the rest of an epoch of `samples`, from the step boundary `consumed` on.
 
-    Every rank gets the same number of micro-batches. Raises ValueError if `consumed` is no step boundary.
+    Every rank gets the same number of micro-batches.
+
+    Raises:
+        ValueError: `consumed` is no step boundary.
     """
     if consumed != samples and consumed % shape.window:
         raise ValueError(f"{consumed} samples is no boundary of steps of {shape.window} samples")
@@ -65,7 +68,7 @@ def schedule(samples: int, shape: Shape, world: int, rank: int, consumed: int = 
 
 
 def evaluation(samples: int, batch_size: int, world: int, rank: int) -> Iterator[Micro]:
-    """Batches of `rank` in an evaluation: each sample once, nothing repeated; ranks may differ by a batch at the end."""
+    """Batches of `rank` in an evaluation: each sample once, nothing repeated; ranks may differ by one batch."""
     for micro in schedule(samples, Shape(batch_size * world, 1, batch_size), world, rank):
         if micro.weight > 0:
             yield micro

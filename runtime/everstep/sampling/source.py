@@ -20,7 +20,7 @@ class Source(Protocol):
     rounds: int | None  # in an epoch; None: not known before its end
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
-        """The epoch's micro-batches of this rank from `position` on. What opens it happens now, not at the first next()."""
+        """The rest of the epoch for this rank, from `position` on. It is opened now, not at the first next()."""
 
     def state(self) -> dict[str, Any]:
         """The reference, for a checkpoint: equal on all ranks."""
@@ -78,8 +78,8 @@ class Positions:
         rounds = total // size if self._drop_last else -(-total // size)
         if rounds == 0:
             raise ConfigurationError(
-                f"the training loader has {total} samples, less than one batch of {size} over all ranks, and drop_last=True "
-                "drops it: lower batch_size or take drop_last away"
+                f"the training loader has {total} samples, less than one batch of {size} over all ranks, and "
+                "drop_last=True drops it: lower batch_size or take drop_last away"
             )
         self.rounds = limited(rounds, self.limit)
         self.end = min(total, self.rounds * size)
@@ -109,8 +109,8 @@ class Positions:
         self._measure()
         if self.end != state["end"]:
             raise ConfigurationError(
-                f"the checkpoint was saved with {state['end']} samples in an epoch, now there are {self.end}: give the same "
-                "data and limit_train_batches, or start with an empty checkpoint prefix"
+                f"the checkpoint was saved with {state['end']} samples in an epoch, now there are {self.end}: give the "
+                "same data and limit_train_batches, or start with an empty checkpoint prefix"
             )
 
     def samples(self, micro: Micro, batch: Any) -> int:
@@ -126,12 +126,12 @@ class Batches:
     def __init__(self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float) -> None:
         if isinstance(loader, str | bytes | dict) or not hasattr(loader, "__iter__"):
             raise ConfigurationError(
-                f"the training loader is a {type(loader).__name__}: it has to be a DataLoader or another iterable of batches"
+                f"the training loader is a {type(loader).__name__}: give a DataLoader or an iterable of batches"
             )
         if strategy.world_size > 1 and isinstance(loader, DataLoader) and _sized(loader):
             raise ConfigurationError(
-                f"{strategy.world_size} ranks cannot divide a DataLoader with a batch_sampler (or __iter__) of its own: give "
-                "it a sampler and a batch_size instead"
+                f"{strategy.world_size} ranks cannot divide a DataLoader with its own batch_sampler (or __iter__): "
+                "give it a sampler and a batch_size instead"
             )
         self.strategy = strategy
         self._stream = Stream(loader, strategy)
@@ -171,7 +171,7 @@ class Batches:
         if world_size != self.strategy.world_size:
             raise ConfigurationError(
                 f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
-                f"{self.strategy.world_size}: run with {world_size} ranks, or use a dataset with __len__ and __getitem__"
+                f"{self.strategy.world_size}: run with {world_size} ranks, or give a dataset with positions (__getitem__)"
             )
         self.shape = Shape(1, state["accumulation"])
 

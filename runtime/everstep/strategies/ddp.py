@@ -108,8 +108,8 @@ class _Redirect(nn.Module):
 
 def _settle_buckets(ddp: DistributedDataParallel, parameters: list[nn.Parameter]) -> None:
     """One backward of zeros. DDP lays its buckets out anew after its first backward, in the order in which gradients
-    came, and a ring sums in an order that depends on the layout: so the first real step of a resumed process would differ
-    in the last bit from the same step of one that has run for a while. After this the layout is final in both."""
+    came, and a ring sums in an order that depends on the layout: so the first real step of a resumed process would
+    differ in the last bit from the same step of one that has run for a while. After this it is final in both."""
 
     def zeros() -> Tensor:
         # Later operations run first in the backward: gradients come last layer first, as in a real step.

@@ -1,4 +1,4 @@
-"""The Trainer and its loops: trainer.py (the four verbs), fit.py and evaluate.py (the loops), hooks.py (what they call)."""
+"""The Trainer: trainer.py (the four verbs), fit.py and evaluate.py (the loops), hooks.py (what they call)."""
 
 from everstep.trainer.trainer import Trainer
 

@@ -36,8 +36,8 @@ class Evaluation:
         for loader in listed:
             if isinstance(loader, Tensor | str | bytes | dict) or not hasattr(loader, "__iter__"):
                 raise ConfigurationError(
-                    f"a {stage} loader is a {type(loader).__name__}: give a DataLoader, another iterable of batches, or a "
-                    "list of such (a list is read as several loaders, never as batches)"
+                    f"a {stage} loader is a {type(loader).__name__}: give a DataLoader, another iterable of batches, "
+                    "or a list of such (a list is read as several loaders, never as batches)"
                 )
         limits = {"validation": trainer.limit_val_batches, "test": trainer.limit_test_batches}
         limit = limits.get(stage, trainer.limit_predict_batches)
@@ -112,7 +112,8 @@ class _Loader:
         self.remade = Remade(loader, seed) if has_positions(loader) else None
         if self.remade is None and batch_count(loader) is None and isinstance(limit, float) and limit < 1.0:
             raise ConfigurationError(
-                f"{limit} is a part of a {purpose.split('/')[0]} loader of unknown length: give a number of batches (an int)"
+                f"{limit} is a part of a {purpose.split('/')[0]} loader of unknown length: give a number of batches "
+                "(an int)"
             )
 
     def batches(self, most: int | None) -> Iterator[tuple[int, Any]]:

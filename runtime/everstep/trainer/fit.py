@@ -209,7 +209,7 @@ class Fit:
             "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
             "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
             "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
-            "loggers": [logger.state_dict() for logger in trainer.loggers] if trainer.is_global_zero else [],
+            "loggers": [logger.state_dict() for logger in self.logs.loggers],
             "hooks": hooks,
             "metrics": dict(self.logs.callback_metrics),
         }
@@ -228,6 +228,8 @@ class Fit:
         for config, state in zip(trainer.lr_scheduler_configs, shared["schedulers"], strict=True):
             config.scheduler.load_state_dict(state)
         load_callbacks(trainer, self.module, shared)
+        for logger, state in zip(self.logs.loggers, shared["loggers"], strict=False):
+            logger.load_state_dict(state)
         self.logs.callback_metrics.update(shared["metrics"])
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank["means"])
@@ -276,13 +278,14 @@ class Fit:
         if isinstance(every, float):
             if rounds is None:
                 raise ConfigurationError(
-                    f"val_check_interval={every} is a part of an epoch of unknown length: give a number of batches (an int)"
+                    f"val_check_interval={every} is a part of an epoch of unknown length: give a number of batches "
+                    "(an int)"
                 )
             return max(1, int(rounds * every))
         if rounds is not None and every > rounds:
             raise ConfigurationError(
-                f"val_check_interval={every} is more than the {rounds} batches of an epoch: there would be no validation. "
-                "Lower it, or give 1.0 for the end of the epoch"
+                f"val_check_interval={every} is more than the {rounds} batches of an epoch: there would be no "
+                "validation. Lower it, or give 1.0 for the end of the epoch"
             )
         return every
 
@@ -298,10 +301,13 @@ class Fit:
 
     def _bind_step(self) -> Callable[..., Any]:
         module = self.module
-        function = module.training_step
+        function: Callable[..., Any] = module.training_step
         if not takes_index(function):
             only_batch = function
-            function = lambda batch, index: only_batch(batch)  # noqa: E731
+
+            def function(batch: Any, index: int) -> Any:
+                return only_batch(batch)
+
         return self.strategy.wrap(module, self.trainer.precision.wrap(function))
 
     def _clip(self, optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -333,8 +339,8 @@ class Fit:
         value = float(loss.detach()) / (scale or 1.0)
         if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"the loss is {value} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}): lower the "
-                "learning rate, clip gradients (gradient_clip_val), or look at the data of this step"
+                f"the loss is {value} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}): lower "
+                "the learning rate, clip gradients (gradient_clip_val), or look at the data of this step"
             )
         self.run_.saw_loss(value)
 
@@ -368,20 +374,18 @@ def load_model(module: LightningModule, state: Tree) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise ConfigurationError(
-            f"the checkpoint does not fit {type(module).__name__}: {error}. Has the model changed? Take the change back, or "
-            "start with an empty checkpoint prefix"
+            f"the checkpoint does not fit {type(module).__name__}: {error}. Has the model changed? Take the "
+            "change back, or start with an empty checkpoint prefix"
         ) from None
 
 
 def load_callbacks(trainer: "Trainer", module: LightningModule, shared: Tree) -> None:
-    """State of callbacks, loggers and the user's own, of a resumed or completed fit."""
+    """State of callbacks and the user's own, of a resumed or completed fit."""
     for callback in trainer.callbacks:
         if callback.state_key in shared["callbacks"]:
             callback.load_state_dict(shared["callbacks"][callback.state_key])
         callback.on_load_checkpoint(trainer, module, shared["hooks"])
     module.on_load_checkpoint(shared["hooks"])
-    for logger, state in zip(trainer.loggers, shared["loggers"], strict=False):
-        logger.load_state_dict(state)
 
 
 def _loss_of(outputs: Any, module: LightningModule) -> Tensor:
@@ -395,5 +399,6 @@ def _loss_of(outputs: Any, module: LightningModule) -> Tensor:
     else:
         what = f"a {type(outputs).__name__}"
     raise ConfigurationError(
-        f'{type(module).__name__}.training_step returned {what}. It has to return the loss, or a dict with the loss under "loss"'
+        f"{type(module).__name__}.training_step returned {what}. It has to return the loss, or a dict with the loss "
+        'under "loss"'
     )

@@ -1,7 +1,8 @@
 """The hooks, in the order in which they are called. This list is the documentation of the loop.
 
-Each is a method of callbacks, with (trainer, module) before the arguments below, and of the module, with the arguments
-alone; callbacks come first, in their order. A table of those that somebody overrides is made once per Trainer call.
+Each is a method of callbacks, with (trainer, module) before the arguments below, and of the module, with the
+arguments alone; callbacks come first, in their order. A table of those that are overridden is made once per Trainer
+call.
 
     fit                      validate, test, predict (<stage>)     arguments
     setup                    setup                                 stage
@@ -25,7 +26,7 @@ alone; callbacks come first, in their order. A table of those that somebody over
     teardown                 teardown                              stage
     on_exception             on_exception                          exception (callbacks only)
 
-Beside them: on_save_checkpoint and on_load_checkpoint (a dict of tensors and JSON values) and the callbacks' state_dict.
+Beside them: on_save_checkpoint, on_load_checkpoint (a dict of tensors and JSON values), the callbacks' state_dict.
 """
 
 from collections.abc import Callable, Iterable
@@ -72,7 +73,7 @@ class Hooks:
             ConfigurationError: a hook is overridden that is never called.
         """
         callbacks = tuple(callbacks)
-        for owner in (module, *callbacks, datamodule):
+        for owner in (module, *callbacks, *([datamodule] if datamodule is not None else [])):
             _refuse_uncalled(owner)
         self._table: dict[str, Listeners] = {}
         for name in HOOKS:

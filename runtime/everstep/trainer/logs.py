@@ -1,4 +1,4 @@
-"""What `self.log` was told. Values stay on the device until somebody looks: a logger at a log step, the bar, a callback."""
+"""What `self.log` was told. Values stay on the device until somebody looks: a logger at a log step, the bar …"""
 
 import json
 import math
@@ -72,7 +72,7 @@ class Logs:
         known = self._named.get(name)
         if known is not None:
             raise ConfigurationError(
-                f"self.log({name!r}) is called twice with different arguments in one epoch: {known.options} and {options} "
+                f"self.log({name!r}) is called with different arguments in one epoch: {known.options} and {options} "
                 "(prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist); give one of the values another name"
             )
         if isinstance(value, Tensor) and value.numel() != 1:
@@ -121,7 +121,7 @@ class Logs:
     # Epochs.
 
     def reduce_epoch(self) -> dict[str, Tensor]:
-        """Epoch values under their plain names, also into callback_metrics and the bar. A collective if synchronised."""
+        """Epoch values under their plain names, also for callbacks and the bar. A collective if synchronised."""
         self._agree_on_names()
         values: dict[str, Tensor] = {}
         for name, named in self._named.items():
@@ -147,7 +147,7 @@ class Logs:
         self._step = {}
 
     def begin_evaluation(self) -> "dict[str, _Named]":
-        """Values of an evaluation are kept apart from those of the epoch around it. Give the result to `end_evaluation`."""
+        """Keep an evaluation's values apart from those of the epoch around it. Give the result to `end_evaluation`."""
         outer = self._named
         self.begin_epoch()
         return outer

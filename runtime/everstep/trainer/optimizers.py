@@ -41,8 +41,8 @@ class SchedulerConfig:
         elif self.strict:
             known = ", ".join(sorted(metrics)) or "nothing yet"
             raise ConfigurationError(
-                f"ReduceLROnPlateau monitors {self.monitor!r}, which was not logged. Logged so far: {known}. Log it with "
-                'self.log, change "monitor", or set "strict": False'
+                f"ReduceLROnPlateau monitors {self.monitor!r}, which was not logged. Logged so far: {known}. Log it "
+                'with self.log, change "monitor", or set "strict": False'
             )
 
 
@@ -56,8 +56,8 @@ def configure(module: LightningModule) -> tuple[list[Optimizer], list[SchedulerC
     optimizers, schedulers = _parts(returned, type(module).__name__)
     if len(optimizers) != 1:
         raise ConfigurationError(
-            f"{type(module).__name__}.configure_optimizers returned {len(optimizers)} optimizers: automatic optimisation "
-            "takes one; give it parameter groups"
+            f"{type(module).__name__}.configure_optimizers returned {len(optimizers)} optimizers: automatic "
+            "optimisation takes one; give it parameter groups"
         )
     configs = [_config(scheduler) for scheduler in schedulers]
     for config in configs:
@@ -109,7 +109,8 @@ def _config(scheduler: Any) -> SchedulerConfig:
         )
     if config.plateau and config.monitor is None:
         raise ConfigurationError(
-            'ReduceLROnPlateau needs a metric: return {"optimizer": …, "lr_scheduler": {"scheduler": …, "monitor": "val_loss"}}'
+            'ReduceLROnPlateau needs a metric: return {"optimizer": …, "lr_scheduler": {"scheduler": …, "monitor": '
+            '"val_loss"}}'
         )
     return config
 

@@ -1,4 +1,4 @@
-"""The run around the script: checkpoints, the board, and the ordinals of Trainer calls. One per process, for all Trainers.
+"""The run around the script: checkpoints, the board, and the ordinals of Trainer calls. One per process.
 
 A restarted script runs from its first line. Its Trainer calls are numbered in the order in which it makes them: a call
 that was completed in an earlier life returns its recorded result, the one that was interrupted resumes, later ones run.
@@ -157,15 +157,15 @@ class Run:
             if ordinal == len(self.calls) - 1 and restored is not None and restored.call == len(self.calls):
                 self._between_calls(restored)
             return Begun(record, loaded)
-        if restored is not None and restored.call == ordinal and "fit" in restored.shared:
-            self._expect(kind, "fit")
+        if restored is not None and restored.call == ordinal and "within" in restored.shared:
+            self._expect(kind, restored.shared["within"])
             self._restored = None
             return Begun(restored=restored)
         return Begun()
 
     def _between_calls(self, restored: Restored) -> None:
         """The newest checkpoint was made when the last completed call ended: go on with its random state."""
-        if "fit" not in restored.shared:
+        if "within" not in restored.shared:
             self.set_rng(restored)
 
     def _expect(self, kind: str, recorded: str) -> None:
@@ -223,7 +223,7 @@ class Run:
     def save(self, step: int, shared: Tree, rank: Tree, wait: bool) -> None:
         """In the middle of a fit, after `step` finished steps of it."""
         if self._checkpoints is not None:
-            shared = {"calls": self.calls, **shared}
+            shared = {"calls": self.calls, "within": "fit", **shared}
             rank = {"rng": rng.get_state(), **rank}
             self._checkpoints.save(len(self.calls), self.steps_before + step, shared, rank, wait=wait)
 

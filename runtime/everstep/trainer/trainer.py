@@ -169,6 +169,7 @@ class Trainer:
                 "global_step": self.global_step,
                 "current_epoch": self.current_epoch,
                 "metrics": {name: float(value) for name, value in self.logs.callback_metrics.items()},
+                "loggers": [logger.state_dict() for logger in self.logs.loggers],
             }
             self.run.complete("fit", self.strategy, self.global_step - fit.first_step, result, fit.state)
 
@@ -179,13 +180,15 @@ class Trainer:
         self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
     ) -> list[dict[str, float]]:
         """One pass over the validation loaders; returns the logged epoch values of each."""
-        return self._evaluate("validate", model, "val_dataloader", dataloaders, datamodule)
+        metrics: list[dict[str, float]] = self._evaluate("validate", model, "val_dataloader", dataloaders, datamodule)
+        return metrics
 
     def test(
         self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
     ) -> list[dict[str, float]]:
         """One pass over the test loaders; returns the logged epoch values of each."""
-        return self._evaluate("test", model, "test_dataloader", dataloaders, datamodule)
+        metrics: list[dict[str, float]] = self._evaluate("test", model, "test_dataloader", dataloaders, datamodule)
+        return metrics
 
     def predict(
         self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
@@ -214,7 +217,8 @@ class Trainer:
             self.strategy.align_buffers(model)
             metrics, outputs = Evaluation(self, model, hooks, loader, stage, run_seed).run()
             if begun.record is None:
-                result = {} if kind == "predict" else {"result": metrics}
+                result = {"result": [] if kind == "predict" else metrics}
+                result["loggers"] = [logger.state_dict() for logger in self.logs.loggers]
                 self.run.complete(kind, self.strategy, 0, result, None)
             return outputs if kind == "predict" else metrics
 
@@ -239,6 +243,9 @@ class Trainer:
                 (datamodule or model).prepare_data()
             self.strategy.barrier()
             hooks.call("setup", kind)
+            if begun.record is not None:
+                for logger, state in zip(self.logs.loggers, begun.record["loggers"], strict=False):
+                    logger.load_state_dict(state)
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
             else:
@@ -261,7 +268,7 @@ class Trainer:
         record = begun.record
         assert record is not None
         if kind != "fit":
-            result: list[dict[str, float]] = record.get("result", [])
+            result: list[dict[str, float]] = record["result"]
             for metrics in result:
                 self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
             return result
