@@ -33,6 +33,31 @@ PATIENCE = 60.0  # seconds; only for what should never take so long
 
 T = TypeVar("T")
 
+# An all-reduce per step, a checkpoint by rank 0, and an accident in the first round.
+TORCH_SCRIPT = """
+import json, os
+from pathlib import Path
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+saved = Path("checkpoint.json")
+first = not saved.exists()
+step = 0 if first else json.loads(saved.read_text())["step"]
+while step < 6:
+    total = torch.ones(1)
+    dist.all_reduce(total)
+    assert total.item() == 2
+    step += 1
+    if rank == 0:
+        saved.write_text(json.dumps({"step": step}))
+    dist.barrier()
+    if first and rank == 1 and step == 3:
+        os._exit(7)
+print("done", rank, step, "first" if first else "resumed", flush=True)
+dist.destroy_process_group()
+"""
+
 
 def eventually(question: Callable[[], T], what: str = "") -> T:
     """The first true answer."""
@@ -199,13 +224,17 @@ class Bench:
         path.write_text(text)
         return path
 
-    def launch(self, *words: object, endpoint: str | None = None, **variables: str) -> Launcher:
+    def launch(
+        self, *words: object, endpoint: str | None = None, stream: int | None = None, **variables: str
+    ) -> Launcher:
+        """Start `everstep launch` in the folder; its output goes to a file, or to `stream`."""
         log = self.folder / f"launcher{len(self.launchers)}.log"
         flags = ["--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"] if endpoint else []
         command = [sys.executable, "-P", "-m", "everstep.cli", "launch", *flags, *map(str, words)]
         settings = environment(**{env.TOKEN: TOKEN, **variables})
         with log.open("wb") as file:
-            process = subprocess.Popen(command, stdout=file, stderr=file, cwd=self.folder, env=settings)
+            out = file if stream is None else stream
+            process = subprocess.Popen(command, stdout=out, stderr=out, cwd=self.folder, env=settings)
         self.launchers.append(Launcher(process, log))
         return self.launchers[-1]
 

@@ -362,6 +362,29 @@ def _catches(pid: int, number: int) -> bool:
     return bool(caught >> (number - 1) & 1) and bool(caught >> (signal.SIGCHLD - 1) & 1)
 
 
+def test_a_pod_that_must_go_does_not_wait_for_a_coordinator_that_dithers(desk: Bench) -> None:
+    with ScriptedCoordinator(lambda state: wait()) as coordinator:
+        launcher = desk.launch("train.py", endpoint=coordinator.endpoint, **{env.GRACE_SECONDS: "1"})
+        eventually(lambda: coordinator.states)
+        launcher.send(signal.SIGTERM)
+        assert launcher.wait() == 143
+        assert coordinator.last.stop is StopCause.PREEMPTION
+
+
+def test_nobody_has_to_read_what_the_launcher_says(desk: Bench) -> None:
+    """Its output goes into a closed pipe; the training goes on."""
+    with ScriptedCoordinator() as coordinator:
+        source, sink = os.pipe()
+        os.close(source)
+        launcher = desk.launch("--nproc-per-node=2", desk.script(STEPS), endpoint=coordinator.endpoint, stream=sink)
+        os.close(sink)
+        stepping(coordinator)
+        launcher.send(signal.SIGINT)  # it would say something now
+        eventually(lambda: coordinator.last.stop is StopCause.INTERRUPT)
+        launcher.send(signal.SIGINT)
+        assert launcher.wait() == 130
+
+
 def test_a_wrong_token_is_no_reason_to_wait(desk: Bench) -> None:
     with ScriptedCoordinator() as coordinator:
         launcher = desk.launch("train.py", endpoint=coordinator.endpoint, **{env.TOKEN: "another"})

@@ -15,7 +15,7 @@ from everstep_protocol.messages import PROGRESS, Report, RunState
 from everstep_protocol.reasons import EXIT_STOPPED, Reason
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
-from .harness import TOKEN, Bench, alive, eventually
+from .harness import TOKEN, TORCH_SCRIPT, Bench, alive, eventually
 
 pytestmark = pytest.mark.serial
 
@@ -211,38 +211,12 @@ def test_an_interrupt_before_any_step_leaves_with_nothing_saved(desk: Bench) -> 
     assert launcher.wait() == 130
 
 
-# The same script under plain torchrun: test_rendezvous.py.
-TORCH = """
-import json, os
-from pathlib import Path
-import torch
-import torch.distributed as dist
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-saved = Path("checkpoint.json")
-first = not saved.exists()
-step = 0 if first else json.loads(saved.read_text())["step"]
-while step < 6:
-    total = torch.ones(1)
-    dist.all_reduce(total)
-    assert total.item() == 2
-    step += 1
-    if rank == 0:
-        saved.write_text(json.dumps({"step": step}))
-    dist.barrier()
-    if first and rank == 1 and step == 3:
-        os._exit(7)
-print("done", rank, step, "first" if first else "resumed", flush=True)
-dist.destroy_process_group()
-"""
-
-
 def test_process_groups_of_torch_on_two_nodes(desk: Bench) -> None:
     """Rank 0's worker opens the store on the port that its launcher keeps for it, in each round on another."""
     pytest.importorskip("torch")
     port = PortReservation()
     desk.coordinator(port.number, nodes=2)
-    script = desk.script(TORCH)
+    script = desk.script(TORCH_SCRIPT)
     launchers = [desk.launch("--node-rank", n, script, endpoint=f"127.0.0.1:{port.number}") for n in range(2)]
     assert [launcher.wait() for launcher in launchers] == [0, 0], [launcher.output for launcher in launchers]
     assert ["done 0 6 resumed" in launchers[0].output, "done 1 6 resumed" in launchers[1].output] == [True, True]

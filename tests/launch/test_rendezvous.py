@@ -10,34 +10,9 @@ import pytest
 from everstep.launch.places import PortReservation
 from everstep_protocol import env
 
-from .harness import PATIENCE, TOKEN, Bench, environment
+from .harness import PATIENCE, TOKEN, TORCH_SCRIPT, Bench, environment
 
 pytest.importorskip("torch")
-
-# One optimizer's worth of world: an all-reduce per step, a checkpoint by rank 0, and an accident in the first round.
-TRAIN = """
-import json, os, sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-dist.init_process_group("gloo")
-rank = dist.get_rank()
-saved = Path("checkpoint.json")
-step = json.loads(saved.read_text())["step"] if saved.exists() else 0
-first = step == 0
-while step < 6:
-    total = torch.ones(1)
-    dist.all_reduce(total)
-    assert total.item() == 2
-    step += 1
-    if rank == 0:
-        saved.write_text(json.dumps({"step": step}))
-    dist.barrier()
-    if first and rank == 1 and step == 3:
-        os._exit(7)
-print("done", rank, step, "first" if first else "resumed", flush=True)
-dist.destroy_process_group()
-"""
 
 
 def test_torch_finds_the_backend_without_a_warning() -> None:
@@ -78,7 +53,7 @@ def test_what_is_missing_is_said() -> None:
 def test_torchrun_restarts_and_resumes(desk: Bench) -> None:
     port = PortReservation()
     desk.coordinator(port.number, nodes=2)
-    script = desk.script(TRAIN)
+    script = desk.script(TORCH_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     command += ["--rdzv-backend=everstep", f"--rdzv-endpoint=127.0.0.1:{port.number}", "--rdzv-id=test"]
     command += ["--monitor-interval=0.1", "--local-addr=127.0.0.1", str(script)]

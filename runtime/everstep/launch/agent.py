@@ -158,7 +158,7 @@ class Agent:
             progress=_read(Progress, self._note.get("progress")),
             last_checkpoint=_read(CheckpointInfo, self._note.get("last_checkpoint")),
             resumed_from=_read(CheckpointInfo, self._note.get("resumed_from")),
-            not_durable_since=self._note.get("not_durable_since"),
+            not_durable_since=since if isinstance(since := self._note.get("not_durable_since"), float) else None,
             ack=self.ack,
             stop=self.stop,
             seen=directive.version if directive else 0,
@@ -320,7 +320,9 @@ class Agent:
             self.failure, self._urgent = self.group.failure, True
         if not self._discard:
             return
-        self._discard, self._save_by, self._round_port = False, None, None
+        self._discard, self._round_port = False, None
+        if not self._hard_deadline:
+            self._save_by = None
         if self.group is not None:
             self.state()  # the last note
             self.group.close()
@@ -331,8 +333,8 @@ class Agent:
     # Signals and clocks.
 
     def _signal(self, number: int) -> None:
-        if number in (signal.SIGTERM, signal.SIGHUP) and self.stop is None:
-            self.stop, self._urgent, self._hard_deadline = StopCause.PREEMPTION, True, True
+        if number in (signal.SIGTERM, signal.SIGHUP) and not self._hard_deadline:
+            self.stop, self._urgent, self._hard_deadline = self.stop or StopCause.PREEMPTION, True, True
             grace = max(self.settings.grace_seconds - _LAST_WORDS_SECONDS, self.settings.grace_seconds / 2)
             self._save_by = time.monotonic() + grace
             say(f"asked to stop: saving at an agreed step, at most {grace:.0f} s")
@@ -355,6 +357,9 @@ class Agent:
             elif now > self._save_by:
                 self._fail(Reason.PREEMPTED, f"did not save and leave within {self.settings.grace_seconds:.0f} s")
                 return
+        elif self._hard_deadline and self._save_by is not None and now > self._save_by:
+            self._decide(1 if self.workers is Workers.FAILED else _STOPPED_BY[StopCause.PREEMPTION])
+            return
         if self._silent_since is None:
             return
         if self.workers is Workers.RUNNING:
@@ -408,7 +413,8 @@ class Agent:
         if failure.traceback and failure.fingerprint != self._shown_traceback:
             self._shown_traceback = failure.fingerprint
             self.output.drain(0.5)
-            print(failure.traceback.rstrip(), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(failure.traceback.rstrip(), file=sys.stderr, flush=True)
 
     def _leave(self, status: int | None) -> int:
         assert status is not None
@@ -451,7 +457,8 @@ def _read(kind: type[Message], data: Any) -> Message | None:
 
 def say(sentence: str) -> None:
     """To people, on stderr."""
-    print(f"everstep: {sentence}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # nobody reads it: no reason to end a training
+        print(f"everstep: {sentence}", file=sys.stderr, flush=True)
 
 
 def _catch_signals(wake: int) -> dict[int, Any]:
