@@ -128,6 +128,7 @@ def test_ctrl_c_once_saves_and_the_same_command_resumes(session: Make) -> None:
     code, out = tiny.finish()
     assert code == 130, out
     assert "stopping: saving at an agreed step first" in out
+    assert "Restarting" not in out
     saved = tiny.saved()
     assert saved[0] == saved[1] > 20
     assert f"last checkpoint step {saved[0]} at" in out

@@ -48,7 +48,7 @@ def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
         return _over(ending.end(status, how, now), observed, now)
     if held:
         message = "interrupted: saving at an agreed step; the same command resumes"
-        return Plan(_say(_moved(run, status, counted, observed), "Interrupted", message), (), POLL_SECONDS)
+        return Plan(_say(status, "Interrupted", message), (), POLL_SECONDS)  # it is not Restarting; the phase stays
     if stop is not None:
         return _stop(run, status, observed, now, stop)
     status = _moved(run, _started(status, now), counted, observed)
