@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -371,6 +372,15 @@ def test_a_state_folder_of_another_run_is_refused(session: Make) -> None:
     code, out = tiny.run()
     assert code == 2
     assert "belongs to default/tiny, not to default/other: give another --state-dir" in out
+
+
+def test_no_space_for_the_state_is_said(session: Make) -> None:
+    tiny = session(nodes=1, trainer={"command": ["true"]})
+    tiny.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0)))
+    code, out = tiny.finish()
+    assert code == 1, out
+    assert "make room or give another --state-dir" in out
+    assert "Traceback" not in out
 
 
 def test_a_lease_of_no_time_is_refused(session: Make) -> None:

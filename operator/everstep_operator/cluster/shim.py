@@ -67,9 +67,14 @@ def read(path: str) -> dict[str, object] | None:
 def write(path: str, value: object) -> None:
     """Whole or not at all, readable by the owner only: environments hold secrets."""
     temporary = f"{path}.{os.getpid()}.new"
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(value, file)
-    os.replace(temporary, path)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            json.dump(value, file)
+        os.replace(temporary, path)
+    except OSError:
+        if os.path.exists(temporary):  # half of it, on a full disk
+            os.unlink(temporary)
+        raise
 
 
 def descendants(root: int) -> set[int]:

@@ -52,17 +52,21 @@ def _main(args: argparse.Namespace) -> int:
 
     if args.lease <= 0:
         return _error(f"--lease {args.lease:g} is no time: give a number of seconds above 0")
+    state_dir = args.state_dir
     try:
         if args.filename == "-":
             run, folder = parse(sys.stdin.read(), "stdin"), Path.cwd()
         else:
             run, folder = load(args.filename), Path(args.filename).absolute().parent
-        state_dir = args.state_dir or Path(".everstep", run.metadata.namespace, run.metadata.name)
+        state_dir = state_dir or Path(".everstep", run.metadata.namespace, run.metadata.name)
         return run_locally(run, folder, state_dir, args.lease)
     except (ManifestError, Refused) as error:
         return _error(str(error))
     except ClusterError as error:
         return _error(str(error), status=1)
+    except OSError as error:
+        where = error.filename or state_dir
+        return _error(f"{where}: {error.strerror}; make room or give another --state-dir", status=1)
 
 
 def _error(message: str, status: int = 2) -> int:
