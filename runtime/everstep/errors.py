@@ -23,6 +23,12 @@ class StorageError(EverstepError):
     reason = Reason.STORAGE
 
 
+class StorageRefusedError(StorageError):
+    """The store answers, and says no: credentials, rights, bucket. A training goes on; to start, no restart helps."""
+
+    reason = Reason.CONFIGURATION
+
+
 class NonFiniteLossError(EverstepError):
     """The loss is NaN or infinite."""
 

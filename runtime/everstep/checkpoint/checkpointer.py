@@ -19,7 +19,7 @@ from everstep.checkpoint.restore import read_marker, read_state
 from everstep.checkpoint.save import Lineage, Saver
 from everstep.checkpoint.storage import Body, Storage, open_storage, read
 from everstep.environment import Environment
-from everstep.errors import ConfigurationError, EverstepError, StorageError
+from everstep.errors import ConfigurationError, EverstepError, StorageError, StorageRefusedError
 
 log = logging.getLogger("everstep.checkpoint")
 
@@ -353,4 +353,6 @@ class Checkpointer:
             self._on_change()
 
 
-_KINDS: dict[str, type[EverstepError]] = {"ConfigurationError": ConfigurationError, "StorageError": StorageError}
+_KINDS: dict[str, type[EverstepError]] = {
+    kind.__name__: kind for kind in (ConfigurationError, StorageError, StorageRefusedError)
+}

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from everstep.checkpoint.storage import CHUNK_BYTES, Body, Entry
-from everstep.errors import ConfigurationError, StorageError
+from everstep.errors import ConfigurationError, StorageError, StorageRefusedError
 
 #: Up to this size an object is put in one request; above it in parts of this size, so that S3's 10,000 parts suffice.
 _SINGLE_PUT_BYTES = 16 * 1024 * 1024
@@ -132,7 +132,9 @@ class ObjectStorage:
                 raise
             problem = self._explain(status, code, reason)
             where = f"{self.uri} at {self._endpoint() or 'the default endpoint'}"
-            raise StorageError(f"cannot {verb} {key} in {where}: {problem}") from error
+            refused = status in (401, 403) or code == "NoSuchBucket"
+            kind = StorageRefusedError if refused else StorageError
+            raise kind(f"cannot {verb} {key} in {where}: {problem}") from error
 
     def _explain(self, status: int, code: str, reason: str) -> str:
         answer = f"it answers {status} {code}".rstrip()

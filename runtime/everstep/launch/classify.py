@@ -15,6 +15,8 @@ from everstep_protocol.reasons import TRACEBACK_LIMIT, Failure, Reason
 from everstep.errors import EverstepError
 
 MESSAGE_LIMIT = 300
+#: Of our own sentences, which end with what to do.
+OWN_MESSAGE_LIMIT = 1200
 
 # What torch says through plain RuntimeErrors. Checked in this order, on the message.
 _MESSAGES: tuple[tuple[Reason, re.Pattern[str]], ...] = (
@@ -76,11 +78,13 @@ def _reason_of_one(error: BaseException) -> Reason:
 
 
 def one_line(error: BaseException) -> str:
-    """`ValueError: what was wrong`, without the rest of a long message."""
+    """`ValueError: what was wrong`, without the rest of a long message; our own errors are sentences by themselves."""
     name = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return name
+    if isinstance(error, EverstepError):
+        return " ".join(lines)[:OWN_MESSAGE_LIMIT]
     if "Original Traceback" in str(error):  # raised in a DataLoader worker: the last line is the real message
         return f"{lines[-1]} (in a DataLoader worker)"[:MESSAGE_LIMIT]
     return f"{name}: {lines[0]}"[:MESSAGE_LIMIT]
@@ -101,7 +105,8 @@ def failure_of(error: BaseException, hide: str, script: str | None, exit_code: i
         message=one_line(error),
         exit_code=exit_code,
         where=_where(error, visible, script),
-        traceback=shorten(text),
+        # A traceback is for bugs in the user's code. What we refuse, we say in the message; `where` names their line.
+        traceback="" if isinstance(error, EverstepError) else shorten(text),
     )
 
 

@@ -171,11 +171,16 @@ class Fit:
         """Everything up to here is done: tell the launcher, stop if that is agreed, save if that is due."""
         run, step = self.run_, self.trainer.global_step - self.first_step
         if run.seat is not None:
-            run.enter(step + 1, self._save)
+            run.enter(step + 1, self._save_and_tell)
             self._note()
         if run.due(step) and step != self._saved_step:
             self._save(False)
             self._note(force=True)
+
+    def _save_and_tell(self, wait: bool) -> None:
+        """The last act before a stop: nobody would say later which step is saved."""
+        self._save(wait)
+        self._note(force=True)
 
     def _save(self, wait: bool) -> None:
         trainer = self.trainer

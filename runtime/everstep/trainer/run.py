@@ -112,6 +112,8 @@ class Run:
         self._restore_rng = restore_rng
         self._next_note = 0.0
         self._noted = (0.0, 0)  # when, after how many samples
+        self._epoch = 0
+        self._metrics: dict[str, float] = {}
         self._loss: float | None = None
         self._rate: float | None = None
 
@@ -193,7 +195,8 @@ class Run:
             name = self._checkpoints.save(len(self.calls), self.steps_before, shared, rank, keep_forever=fit, wait=True)
             if fit:
                 record["checkpoint"] = name
-        self.note(strategy, self.steps_before, stage=kind, force=True)
+        # What has been done is all that there is, as far as anybody can tell before the script's next call.
+        self.note(strategy, self.steps_before, stage=kind, max_steps=self.steps_before or None, force=True)
 
     # Steps of a fit.
 
@@ -258,10 +261,13 @@ class Run:
         self._loss = loss
 
     def note(
-        self, strategy: Strategy, step: int, *, stage: str, epoch: int = 0, max_steps: int | None = None,
+        self, strategy: Strategy, step: int, *, stage: str, epoch: int | None = None, max_steps: int | None = None,
         samples: int | None = None, metrics: dict[str, float] | None = None, force: bool = False,
     ) -> None:  # fmt: skip
-        """Tell the launcher how far this is: rank 0, a few times a second at most. `step`: of the run."""
+        """Tell the launcher how far this is: rank 0, a few times a second at most. `step`: of the run.
+
+        What is None about `epoch` and `metrics` stays as it was told before.
+        """
         if self.seat is None or strategy.rank != 0:
             return
         now = time.monotonic()
@@ -273,11 +279,13 @@ class Run:
             if before and samples > counted:
                 self._rate = (samples - counted) / (now - before)
             self._noted = (now, samples)
-        finite = {name: value for name, value in (metrics or {}).items() if math.isfinite(value)}
+        self._epoch = self._epoch if epoch is None else epoch
+        self._metrics = self._metrics if metrics is None else metrics
+        finite = {name: value for name, value in self._metrics.items() if math.isfinite(value)}
         progress = Progress(
             step=step,
             max_steps=max_steps,
-            epoch=epoch,
+            epoch=self._epoch,
             loss=self._loss,
             samples_per_second=self._rate,
             stage=stage,
