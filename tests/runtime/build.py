@@ -45,14 +45,16 @@ class Net(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return self.loss(batch)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> Any:
-        self.log("val_loss", self.loss(batch))
-
     def test_step(self, batch: Any, batch_idx: int) -> Any:
         self.log("test_loss", self.loss(batch))
 
     def configure_optimizers(self) -> Any:
         return self.configure(self)
+
+
+class Validated(Net):
+    def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("val_loss", self.loss(batch))
 
 
 @dataclass

@@ -89,7 +89,9 @@ def test_same_world_is_the_plain_split(samples: int, batch: int, world: int, acc
 
 
 @given(st.integers(1, 120), shapes(), worlds, st.data())
-def test_a_resume_goes_on_with_the_same_micro_batches(samples: int, shape: Shape, world: int, data: st.DataObject) -> None:
+def test_a_resume_goes_on_with_the_same_micro_batches(
+    samples: int, shape: Shape, world: int, data: st.DataObject
+) -> None:
     whole = list(schedule(samples, shape, world, 0))
     boundary = data.draw(st.sampled_from([0] + [m.round_stop for m in whole if m.closes_step]))
     assert list(schedule(samples, shape, world, 0, boundary)) == [m for m in whole if m.round_stop > boundary]

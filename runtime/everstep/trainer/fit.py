@@ -94,7 +94,8 @@ class Fit:
         self.position = 0
 
     def _open_epoch(self) -> Any:
-        return self.source.epoch(self.trainer.current_epoch, self.position, self._stream_state)
+        state, self._stream_state = self._stream_state if self.position else None, None
+        return self.source.epoch(self.trainer.current_epoch, self.position, state)
 
     def _batches(self, batches: Any) -> None:
         """The rest of an epoch: forward and backward for each micro-batch, an optimizer step where a window closes."""

@@ -21,7 +21,7 @@ from everstep.strategies import DDPStrategy
 from everstep.trainer.run import Run, process_run
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor, int]]):
@@ -38,15 +38,6 @@ class Augmented(Dataset[tuple[Tensor, Tensor, int]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, int]:
         noise = torch.randn(12) * 0.1 + random.random() * 0.1 + float(np.random.rand()) * 0.1
         return self.x[index] + noise, self.y[index], index
-
-
-class Streamed(IterableDataset[tuple[Tensor, Tensor, int]]):
-    def __init__(self, size: int) -> None:
-        self.data = Augmented(size)
-
-    def __iter__(self) -> Any:
-        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        return (self.data[i] for i in range(rank, len(self.data), world))
 
 
 class Net(L.LightningModule):
@@ -89,9 +80,15 @@ class Net(L.LightningModule):
 class Counter(L.Callback):
     def __init__(self) -> None:
         self.batches = 0
+        self.buckets = 0
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.batches += 1
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        ddp = getattr(trainer.strategy, "_ddp", None)
+        if ddp is not None:  # what DDP says of itself
+            self.buckets = len(ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(","))
 
     def state_dict(self) -> dict[str, Any]:
         return {"batches": self.batches}
@@ -114,11 +111,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--samples", type=int, default=104)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--plain", action="store_true", help="no dropout, no batch norm: exact over any world size")
-    parser.add_argument("--stream", action="store_true")
     parser.add_argument("--no-rng", action="store_true")
-    parser.add_argument("--second-fit", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
     L.seed_everything(11)
@@ -127,44 +121,33 @@ def main() -> None:
     data = Augmented(args.samples)
     if args.plain:
         data = torch.utils.data.StackDataset(data.x, data.y, list(range(args.samples)))  # type: ignore[assignment]
-    loader: DataLoader[Any] = (
-        DataLoader(Streamed(args.samples), batch_size=args.batch_size, num_workers=args.workers)
-        if args.stream
-        else DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers)
-    )
+    loader: DataLoader[Any] = DataLoader(data, args.batch_size, shuffle=True, num_workers=args.workers)
     model, counter = Net(args), Counter()
 
-    def trainer() -> L.Trainer:
-        return L.Trainer(
-            run=run,
-            max_epochs=args.epochs,
-            strategy=DDPStrategy(bucket_cap_mb=0.001) if environment.world_size > 1 else "auto",
-            accumulate_grad_batches=args.accumulate,
-            gradient_clip_val=1.0,
-            callbacks=[counter],
-            enable_progress_bar=False,
-            log_every_n_steps=2,
-            num_sanity_val_steps=2,
-            default_root_dir=args.out.parent / "logs",
-        )
-
+    trainer = L.Trainer(
+        run=run,
+        max_epochs=args.epochs,
+        strategy=DDPStrategy(bucket_cap_mb=0.001) if environment.world_size > 1 else "auto",
+        gradient_clip_val=1.0,
+        callbacks=[counter],
+        enable_progress_bar=False,
+        log_every_n_steps=2,
+        num_sanity_val_steps=2,
+        default_root_dir=args.out.parent / "logs",
+    )
     val: DataLoader[Any] = DataLoader(data, 16)
-    first = trainer()
-    first.fit(model, loader, val)
-    if args.second_fit:
-        model = Net(args)  # new random weights, other than the first ones
-        first = trainer()
-        first.fit(model, loader, val)
-    (result,) = first.test(model, val)
+    trainer.fit(model, loader, val)
+    (result,) = trainer.test(model, val)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     out = {
         "weights": digest.hexdigest(),
         "result": result,
-        "metrics": {name: float(value) for name, value in first.callback_metrics.items()},
+        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
         "batches": counter.batches,
-        "steps": first.global_step,
+        "steps": trainer.global_step,
+        "buckets": counter.buckets,
         "seen": model.seen,
         "parameters": {name: value.tolist() for name, value in model.named_parameters()} if args.plain else {},
         "random": [random.random(), float(np.random.rand()), float(torch.rand(()))],

@@ -1,0 +1,226 @@
+"""self.log: names, defaults, reductions, weights, and who gets to see what when."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import everstep as L
+import pytest
+import torch
+from everstep.callbacks import ProgressBar
+from everstep.errors import ConfigurationError
+from everstep.loggers import CSVLogger, Logger
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.runtime.build import Net, loader, trainer
+
+
+class Values(L.LightningModule):
+    """Batches of 4, 4 and 2 of the numbers 0..9; logs the batch's mean."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.arguments = arguments
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("value", batch[0].mean(), **self.arguments)
+        return self.layer(batch[0]).mean()
+
+    def test_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("value", batch[0].mean(), **self.arguments)
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+def numbers() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.arange(10.0).reshape(-1, 1)), batch_size=4)
+
+
+class Sink(Logger):
+    def __init__(self) -> None:
+        self.rows: list[tuple[int | None, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        self.rows.append((step, dict(metrics)))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, 4.5),  # weighted by 4, 4, 2
+        ({"batch_size": 1}, (1.5 + 5.5 + 8.5) / 3),
+        ({"reduce_fx": "sum"}, 15.5),
+        ({"reduce_fx": "min"}, 1.5),
+        ({"reduce_fx": "max"}, 8.5),
+        ({"sync_dist": True}, 4.5),
+    ],
+)
+def test_reductions_over_an_epoch(tmp_path: Path, arguments: dict[str, Any], expected: float) -> None:
+    (result,) = trainer(tmp_path).test(Values(**arguments), numbers())
+    assert result == {"value": pytest.approx(expected)}
+    runner = trainer(tmp_path, max_epochs=1)
+    runner.fit(Values(on_step=False, on_epoch=True, **arguments), numbers())
+    assert float(runner.callback_metrics["value"]) == pytest.approx(expected)
+
+
+def test_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
+    sink = Sink()
+    runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=2)
+    runner.fit(Values(on_step=True, on_epoch=True, prog_bar=True), numbers())
+    assert sink.rows == [(1, {"value_step": 5.5, "epoch": 0}), (2, {"value_epoch": pytest.approx(4.5), "epoch": 0})]
+    assert {name: float(v) for name, v in runner.callback_metrics.items()} == {
+        "value": pytest.approx(4.5), "value_step": 8.5, "value_epoch": pytest.approx(4.5),
+    }  # fmt: skip
+    assert set(runner.progress_bar_metrics) == {"value_step", "value_epoch"}
+    assert runner.logged_metrics["value_step"] == 5.5
+
+
+def test_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
+    sink = Sink()
+    runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=1)
+    runner.fit(Values(logger=False), numbers())
+    assert sink.rows == []
+    assert "value" in runner.callback_metrics
+
+
+def test_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
+    """A tensor whose conversion to a number is counted stands for one on a device."""
+
+    class Counted(torch.Tensor):
+        fetched = 0
+
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func in (torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.tolist, torch.Tensor.__bool__):
+                Counted.fetched += 1
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    class Module(Values):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("value", batch[0].mean().as_subclass(Counted), on_step=True, on_epoch=True, prog_bar=True)
+            return self.layer(batch[0]).mean()
+
+    trainer(tmp_path, max_epochs=3, logger=Sink(), log_every_n_steps=100).fit(Module(), numbers())
+    per_epoch = Counted.fetched / 3
+    Counted.fetched = 0
+    trainer(tmp_path, max_epochs=3, logger=Sink(), log_every_n_steps=1).fit(Module(), numbers())
+    assert Counted.fetched - 3 * per_epoch == 9, "one more for each logged step"
+    assert per_epoch <= 2
+
+
+def test_several_loaders_have_names_of_their_own(tmp_path: Path) -> None:
+    class Two(Values):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log("value", batch[0].mean() + 100 * dataloader_idx)
+
+    first, second = trainer(tmp_path).test(Two(), [numbers(), numbers()])
+    assert first == {"value/dataloader_idx_0": pytest.approx(4.5)}
+    assert second == {"value/dataloader_idx_1": pytest.approx(104.5)}
+
+
+def test_logging_in_epoch_hooks(tmp_path: Path) -> None:
+    class Hooks(Net):
+        def on_train_epoch_end(self) -> None:
+            self.log("end", 7.0)
+
+        def on_test_epoch_end(self) -> None:
+            self.log_dict({"a": 1.0, "b": torch.tensor(2.0)})
+
+    sink = Sink()
+    runner = trainer(tmp_path, max_epochs=1, logger=sink)
+    runner.fit(Hooks(), loader())
+    assert sink.rows == [(5, {"end": 7.0, "epoch": 0})]
+    (result,) = runner.test(Hooks(), loader())
+    assert (result["a"], result["b"]) == (1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (lambda m: m.log("v", torch.ones(3)), r"a tensor of shape \(3,\)"),
+        (lambda m: m.log("v", "high"), "a str: log a number"),
+        (lambda m: m.log("v", 1.0, reduce_fx="median"), "reduce_fx is 'median'"),
+        (lambda m: m.log("v", 1.0, on_step=False, on_epoch=False), "it would log nothing"),
+        (lambda m: (m.log("v", 1.0), m.log("v", 1.0, prog_bar=True)), "called with different arguments"),
+    ],
+)
+def test_bad_calls(tmp_path: Path, log: Any, message: str) -> None:
+    class Bad(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            log(self)
+            return self.loss(batch)
+
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(tmp_path).fit(Bad(), loader())
+
+
+def test_log_outside_of_a_call_says_so_and_an_unattached_module_ignores_it(tmp_path: Path) -> None:
+    net = Net()
+    net.log("free", 1.0)
+    trainer(tmp_path, max_epochs=1).fit(net, loader())
+    with pytest.raises(ConfigurationError, match="outside of a Trainer call"):
+        net.log("late", 1.0)
+
+
+# CSV.
+
+
+def rows(logger: CSVLogger) -> list[dict[str, str]]:
+    with logger.path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_rows_columns_and_versions(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
+    for step in range(5):
+        logger.log_metrics({"a": step}, step)
+    logger.log_metrics({"b": 9}, 4)
+    logger.save()
+    logger.log_metrics({"c": 1}, 5)
+    logger.finalize("success")
+    assert [r["a"] for r in rows(logger)] == ["0", "1", "2", "3", "4", ""]
+    assert (rows(logger)[4]["b"], rows(logger)[5]["c"]) == ("9", "1")
+    assert logger.log_dir == str(tmp_path / "lightning_logs" / "version_0")
+    assert CSVLogger(tmp_path).version == 1
+
+
+def test_csv_rewinds_to_the_resumed_place(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.log_metrics({"a": 0}, 0)
+    state = logger.state_dict()
+    logger.log_metrics({"a": 1}, 1)
+    logger.save()
+    again = CSVLogger(tmp_path)
+    again.load_state_dict(state)
+    assert len(rows(again)) == 2, "nothing is lost while nothing is logged again"
+    again.log_metrics({"a": 10}, 1)
+    again.save()
+    assert [(r["step"], r["a"]) for r in rows(again)] == [("0", "0"), ("1", "10")]
+
+
+def test_the_default_logger_is_csv_in_the_root_folder(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, max_epochs=1, logger=True, log_every_n_steps=1)
+    runner.fit(Values(), numbers())
+    assert isinstance(runner.logger, CSVLogger)
+    assert [r["value"] for r in rows(runner.logger)] == ["1.5", "5.5", "8.5"]
+    assert runner.log_dir == str(tmp_path / "lightning_logs" / "version_0")
+    assert trainer(tmp_path, logger=False).logger is None
+
+
+# The bar.
+
+
+def test_the_bar_writes_a_line_per_epoch_into_a_pipe(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    trainer(tmp_path, callbacks=ProgressBar(stream=stream)).fit(Values(prog_bar=True), numbers())
+    lines = stream.getvalue().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["Epoch 0: 3/3", "Epoch 1: 3/3"]
+    assert "value 8.5" in lines[0]
+
+
+def test_the_bar_is_there_by_default_and_can_be_left_out(tmp_path: Path) -> None:
+    assert any(isinstance(c, ProgressBar) for c in trainer(tmp_path, enable_progress_bar=True).callbacks)
+    assert trainer(tmp_path, enable_progress_bar=False).callbacks == []
