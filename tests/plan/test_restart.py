@@ -36,6 +36,13 @@ def test_failure_in_the_report_is_counted_once() -> None:
     assert again.status == once.status
 
 
+def test_a_failure_that_is_not_explained_yet_is_no_disruption() -> None:
+    seen = plan(running(), all_pods(), report(RESTARTING))
+    assert (seen.status.phase, seen.status.reason, seen.status.restarts.total) == ("Restarting", "RankFailed", 0)
+    known = plan(then(running(), seen), all_pods(), report(RESTARTING, failures=(failure(1),)))
+    assert (known.status.reason, known.status.restarts.total) == ("Killed", 1)
+
+
 def test_pod_and_report_tell_of_one_failure() -> None:
     words = failure(1, Reason.OUT_OF_MEMORY)
     by_pod = plan(running(), [pod(None), pod(0), dead(1, failure=words)], report())

@@ -60,8 +60,18 @@ def test_a_pod_that_died_before_it_trained() -> None:
 
 
 def test_a_disruption_is_not_counted() -> None:
-    after = run(phase=Phase.RESTARTING, message="a node was drained")
+    after = run(phase=Phase.RESTARTING, reason="Disrupted", message="a node was drained")
     assert news(run(), after) == ["restarting, not counted: a node was drained"]
+
+
+def test_a_failure_whose_cause_is_still_looked_for_is_told_when_it_is_known() -> None:
+    seen = run(phase=Phase.RESTARTING, reason="RankFailed", message="a rank has failed: stopping the others")
+    assert news(run(), seen) == []
+    known = run(phase=Phase.RESTARTING, reason="Killed", attempts=(FAILURE,), restarts=Restarts(total=1))
+    assert news(seen, known) == [
+        "rank 4 on node 1 failed at step 228: Killed: killed by SIGKILL",
+        "restarting: 1 of at most 5 restarts",
+    ]
 
 
 def test_a_resume_and_why_not_from_a_newer_one() -> None:

@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from everstep_operator.api.trainingrun import Attempt, Phase, Status, TrainingRun
+from everstep_operator.plan.restart import DISRUPTED
 
 
 def news(before: TrainingRun, after: TrainingRun) -> list[str]:
@@ -12,7 +13,7 @@ def news(before: TrainingRun, after: TrainingRun) -> list[str]:
     if new.restarts.total > old.restarts.total and new.phase is not Phase.FAILED:
         limit = after.spec.failure_policy.max_restarts
         told.append(f"restarting: {new.restarts.total} of at most {limit} restarts")
-    elif new.phase is Phase.RESTARTING and old.phase is not Phase.RESTARTING and not _added(old, new):
+    elif new.phase is Phase.RESTARTING and old.phase is not Phase.RESTARTING and new.reason == DISRUPTED:
         told.append(f"restarting, not counted: {new.message}" if new.message else "restarting, not counted")
     if new.resumed_from is not None and new.resumed_from != old.resumed_from:
         if new.resumed_from.note:

@@ -11,7 +11,7 @@ from everstep_operator.plan.ending import Ending
 from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
 from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, SendIntent
 from everstep_operator.plan.phase import next_phase
-from everstep_operator.plan.restart import Counted, count_failures, replace_after
+from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, count_failures, replace_after
 from everstep_operator.plan.status import learn
 
 #: A coordinator sends no events, so it is asked this often.
@@ -206,8 +206,10 @@ def _moved(run: TrainingRun, status: Status, counted: Counted, observed: Observe
         return _say(status, status.reason, told or status.message)
     if failure is None and status.attempts and status.restarts.generation >= status.generation:
         failure = status.attempts[-1]
+    if failure is None and _is(observed, RunState.RESTARTING):
+        return _say(status, RANK_FAILED, told)
     if failure is None:
-        return _say(status, "Disrupted", told or "pods had to leave; starting again, not counted as a restart")
+        return _say(status, DISRUPTED, told or "pods had to leave; starting again, not counted as a restart")
     return _say(status, failure.reason, told or failure.message)
 
 

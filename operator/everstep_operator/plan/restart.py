@@ -13,6 +13,10 @@ from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.pods import died, newest_attempt, workers
 
 KEPT_ATTEMPTS = 10
+#: Reasons of a Restarting run. Pods had to leave, which is not counted:
+DISRUPTED = "Disrupted"
+#: A failure is seen and will be counted, when its cause is known:
+RANK_FAILED = "RankFailed"
 
 
 @dataclass(frozen=True)
