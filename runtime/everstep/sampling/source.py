@@ -171,7 +171,7 @@ class Batches:
         if world_size != self.strategy.world_size:
             raise ConfigurationError(
                 f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
-                f"{self.strategy.world_size}: run with {world_size} ranks, or give a dataset with positions (__getitem__)"
+                f"{self.strategy.world_size}: run with {world_size} ranks, or give a map-style dataset"
             )
         self.shape = Shape(1, state["accumulation"])
 
