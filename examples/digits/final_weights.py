@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from everstep_operator.cluster.s3 import serve
-from everstep_protocol.checkpoints import MARKERS, CheckpointId, newest_first
-
 from everstep.checkpoint.restore import read_marker, read_state
 from everstep.checkpoint.storage import Storage, open_storage
+from everstep_operator.cluster.s3 import serve
+from everstep_protocol.checkpoints import MARKERS, CheckpointId, newest_first
 
 
 def tensors(tree: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -130,6 +130,7 @@ def main() -> None:
     trainer = L.Trainer(
         max_epochs=args.epochs,
         strategy=strategy,
+        logger=False,
         log_every_n_steps=5,
         enable_progress_bar=False,
         num_sanity_val_steps=0,
