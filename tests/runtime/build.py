@@ -94,6 +94,8 @@ class Memory:
 
     def wait(self) -> None: ...
 
+    def close(self) -> None: ...
+
     def forget_after(self, count: int) -> "Memory":
         """What there would be if the process had died after `count` saves."""
         return replace(self, saved=[replace(s, shared=_copy(s.shared)) for s in self.saved[:count]])

@@ -4,6 +4,7 @@ A restarted script runs from its first line. Its Trainer calls are numbered in t
 that was completed in an earlier life returns its recorded result, the one that was interrupted resumes, later ones run.
 """
 
+import atexit
 import math
 import time
 from collections.abc import Callable
@@ -61,6 +62,7 @@ class Checkpoints(Protocol):
         self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
     ) -> str: ...
     def wait(self) -> None: ...
+    def close(self) -> None: ...
 
 
 def checkpoints_of(environment: Environment) -> Checkpoints | None:
@@ -125,6 +127,8 @@ class Run:
         self._checkpoints = self._open_checkpoints(self.environment)
         if self._checkpoints is None:
             return
+        # Before the interpreter tears down what its thread uses, and before the ranks part (last in, first out).
+        atexit.register(self._checkpoints.close)
         self._restored = self._checkpoints.open()
         if self._restored is not None:
             self.calls = list(self._restored.shared["calls"])

@@ -47,7 +47,7 @@ class Net(L.LightningModule):
         layers: list[nn.Module] = [nn.Linear(12, 32), nn.ReLU()]
         if not args.plain:
             layers += [nn.BatchNorm1d(32), nn.Dropout(0.3)]
-        self.net = nn.Sequential(*layers, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.net = nn.Sequential(*layers, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
         self.seen: list[tuple[int, list[int]]] = []
         self.losses: list[float] = []
 
