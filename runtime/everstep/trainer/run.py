@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from threading import Lock
 from typing import Any, Protocol
 
 from everstep_protocol.codec import encode
@@ -65,8 +66,11 @@ class Checkpoints(Protocol):
     def close(self) -> None: ...
 
 
-def checkpoints_of(environment: Environment) -> Checkpoints | None:
-    """The checkpoints of a worker's run, None if it keeps none. Called with the process group up."""
+def checkpoints_of(environment: Environment, on_change: Callable[[], None]) -> Checkpoints | None:
+    """The checkpoints of a worker's run, None if it keeps none. Called with the process group up.
+
+    `on_change`: called, from any thread, when there is something new to tell of them.
+    """
     if environment.checkpoint_uri is None:
         return None
     from everstep.checkpoint import Checkpointer
@@ -76,7 +80,7 @@ def checkpoints_of(environment: Environment) -> Checkpoints | None:
         from torch.distributed.distributed_c10d import _get_default_store
 
         store = _get_default_store()
-    return Checkpointer.from_environment(environment, store)
+    return Checkpointer.from_environment(environment, store, on_change=on_change)
 
 
 @dataclass
@@ -93,13 +97,13 @@ class Run:
         environment: Environment,
         *,
         seat: Seat | None = None,
-        open_checkpoints: Callable[[Environment], Checkpoints | None] = checkpoints_of,
+        open_checkpoints: Callable[[Environment], Checkpoints | None] | None = None,
         restore_rng: bool = True,
     ) -> None:
         """
         Args:
             seat: this rank's place at the launcher's board.
-            open_checkpoints: gives the run's checkpoints, once the ranks are connected.
+            open_checkpoints: for tests: gives the run's checkpoints, instead of what the environment tells of.
             restore_rng: False only in the test that shows what the restoring of random states is good for.
         """
         self.environment = environment
@@ -113,6 +117,8 @@ class Run:
         self._opened = False
         self._restore_rng = restore_rng
         self._next_note = 0.0
+        self._progress: Progress | None = None  # as it was told last
+        self._telling = Lock()  # the loop tells, and the thread that saves
         self._noted = (0.0, 0)  # when, after how many samples
         self._epoch = 0
         self._metrics: dict[str, float] = {}
@@ -124,7 +130,10 @@ class Run:
         if self._opened:
             return
         self._opened = True
-        self._checkpoints = self._open_checkpoints(self.environment)
+        if self._open_checkpoints is not None:
+            self._checkpoints = self._open_checkpoints(self.environment)
+        else:
+            self._checkpoints = checkpoints_of(self.environment, self._tell)
         if self._checkpoints is None:
             return
         # Before the interpreter tears down what its thread uses, and before the ranks part (last in, first out).
@@ -286,7 +295,7 @@ class Run:
         self._epoch = self._epoch if epoch is None else epoch
         self._metrics = self._metrics if metrics is None else metrics
         finite = {name: value for name, value in self._metrics.items() if math.isfinite(value)}
-        progress = Progress(
+        self._progress = Progress(
             step=step,
             max_steps=max_steps,
             epoch=self._epoch,
@@ -295,16 +304,23 @@ class Run:
             stage=stage,
             metrics=dict(list(finite.items())[:_MOST_METRICS]),
         )
-        kept = self._checkpoints
-        last, resumed = (kept.last_checkpoint, kept.resumed_from) if kept else (None, None)
-        self.seat.note(
-            {
-                "progress": encode(progress),
-                "last_checkpoint": encode(last) if last else None,
-                "resumed_from": encode(resumed) if resumed else None,
-                "not_durable_since": kept.not_durable_since if kept else None,
-            }
-        )
+        self._tell()
+
+    def _tell(self) -> None:
+        """The note, with what is known of the checkpoints now: one may become durable in the middle of a long step."""
+        if self.seat is None or self.environment.rank != 0:
+            return
+        with self._telling:
+            progress, kept = self._progress, self._checkpoints
+            last, resumed = (kept.last_checkpoint, kept.resumed_from) if kept else (None, None)
+            self.seat.note(
+                {
+                    "progress": encode(progress) if progress else None,
+                    "last_checkpoint": encode(last) if last else None,
+                    "resumed_from": encode(resumed) if resumed else None,
+                    "not_durable_since": kept.not_durable_since if kept else None,
+                }
+            )
 
 
 @cache
