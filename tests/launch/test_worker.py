@@ -121,6 +121,14 @@ def test_exit_handlers_still_see_the_script(tmp_path: Path) -> None:
     assert run(tmp_path, "train.py").out == "mine mine\n"
 
 
+def test_threads_and_unflushed_output_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "x.py").write_text(
+        "import threading, time\n"
+        "threading.Thread(target=lambda: (time.sleep(0.2), print('late', end=''))).start()\nprint('early')"
+    )
+    assert run(tmp_path, "x.py").out == "early\nlate"
+
+
 def test_an_exception_is_recorded_and_not_printed(tmp_path: Path) -> None:
     (tmp_path / "model.py").write_text("def step():\n    raise ValueError('no\\nmore')\n")
     (tmp_path / "train.py").write_text("import model\n\nmodel.step()\n")

@@ -5,6 +5,8 @@ multiprocessing's spawn and DataLoader workers find what they expect. If it rais
 left in the failure file; nothing is printed here: the launcher that holds the run's root cause prints that one, once.
 """
 
+import atexit
+import contextlib
 import errno
 import importlib.abc
 import importlib.util
@@ -16,7 +18,7 @@ import time
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from everstep_protocol import codec, env
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
@@ -164,5 +166,19 @@ def _exit_soon(status: int) -> None:
     threading.Thread(target=watch, name="everstep-exit", daemon=True).start()
 
 
+def _end(status: int) -> NoReturn:
+    """Leave as the interpreter does, but for its last act: C++ libraries are not taken down.
+
+    A thread that such a library forgot to join (torch's process groups have some) aborts the process then, now and
+    then, and a rank that has done all its work would count as one that failed.
+    """
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # closed, or nobody reads it
+            stream.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())
