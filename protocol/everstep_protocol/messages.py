@@ -127,6 +127,7 @@ class AgentState:
     stop: StopCause | None = None  # this node has to go: save and stop, please
     seen: int = 0  # version of the last directive it received
     memory: dict[str, Any] | None = None  # the coordinator's own notes, given back when asked for
+    not_durable_why: str = ""  # what is wrong with the store, and what to do
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,7 @@ class Report:
     stop: StopCause | None = None
     goodput: Goodput = Goodput()
     intent: Intent | None = None
+    not_durable_why: str = ""
 
 
 @dataclass(frozen=True)

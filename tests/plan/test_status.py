@@ -50,7 +50,10 @@ def test_what_nobody_tells_any_more_stays() -> None:
 def test_trouble_with_the_store_comes_and_goes() -> None:
     run = running()
     since = T0.timestamp() + 9
-    run = then(run, plan(run, all_pods(), report(not_durable_since=since)))
+    run = then(run, plan(run, all_pods(), report(not_durable_since=since, not_durable_why="no space left")))
+    durable = run.status.condition("CheckpointsDurable")
+    assert durable is not None
+    assert (durable.status, durable.message) == ("False", "no space left")
     assert run.status.not_durable_since == datetime.fromtimestamp(since, UTC)
     assert plan(run, all_pods(), report()).status.not_durable_since is None
 

@@ -15,6 +15,7 @@ from everstep_operator.api.trainingrun import (
     TrainingRun,
 )
 from everstep_operator.commands.news import news, summary
+from everstep_operator.plan.conditions import with_condition
 
 T0 = datetime(2026, 1, 1, 12, 0, tzinfo=UTC)
 FAILURE = Attempt(generation=1, reason="Killed", message="killed by SIGKILL", node=1, rank=4, step=228, time=T0)
@@ -88,7 +89,9 @@ def test_saving_fails_and_works_again() -> None:
     bad = run(not_durable_since=T0, last_checkpoint=checkpoint(200))
     (sentence,) = news(run(), bad)
     assert sentence.startswith("checkpoints fail since ")
-    assert sentence.endswith("a failure now would lose the work since step 200; training goes on")
+    assert sentence.endswith("; training goes on, a failure now would lose the work since step 200")
+    why = with_condition(bad.status, "CheckpointsDurable", "False", "SavingFails", "no space left", T0)
+    assert ": no space left; training goes on" in news(run(), bad.model_copy(update={"status": why}))[0]
     assert news(bad, run(last_checkpoint=checkpoint(220))) == ["checkpoints work again: step 220 is saved"]
     (nothing,) = news(run(), run(not_durable_since=T0))
     assert "nothing is saved yet" in nothing

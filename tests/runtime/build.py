@@ -76,6 +76,7 @@ class Memory:
     last_checkpoint: CheckpointInfo | None = None
     resumed_from: CheckpointInfo | None = None
     not_durable_since: float | None = None
+    not_durable_why: str = ""
 
     def open(self) -> Saved | None:
         return self.saved[-1] if self.saved else None

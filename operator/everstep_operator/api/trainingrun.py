@@ -319,7 +319,7 @@ class Phase(StrEnum):
 
 
 class Condition(StatusModel):
-    type: str = Field(max_length=316, description="Complete, Failed, Suspended or ProgressReported.")
+    type: str = Field(max_length=316, description="Complete, Failed, Suspended, ProgressReported or CheckpointsDurable.")
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
     message: str = Field(default="", max_length=32_768, description="Why, in a sentence.")

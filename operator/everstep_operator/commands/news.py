@@ -3,6 +3,7 @@
 from datetime import datetime
 
 from everstep_operator.api.trainingrun import Attempt, Phase, Status, TrainingRun
+from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE
 from everstep_operator.plan.restart import DISRUPTED
 
 
@@ -20,7 +21,9 @@ def news(before: TrainingRun, after: TrainingRun) -> list[str]:
             told.append(f"fell back: {new.resumed_from.note}")
         told.append(f"resumed from step {new.resumed_from.step} ({new.resumed_from.uri})")
     if new.not_durable_since is not None and old.not_durable_since is None:
-        told.append(f"checkpoints fail since {_clock(new.not_durable_since)}: {_at_risk(new)}; training goes on")
+        condition = new.condition(CHECKPOINTS_DURABLE)
+        why = f": {condition.message}" if condition is not None and condition.message else ""
+        told.append(f"checkpoints fail since {_clock(new.not_durable_since)}{why}; training goes on, {_at_risk(new)}")
     if new.not_durable_since is None and old.not_durable_since is not None and new.last_checkpoint is not None:
         told.append(f"checkpoints work again: step {new.last_checkpoint.step} is saved")
     return told

@@ -129,6 +129,7 @@ class Run:
         self._resumed_from: CheckpointInfo | None = None
         self._resumed_here = 0  # step that the current generation resumed from
         self._not_durable_since: float | None = None
+        self._not_durable_why = ""
         self._ledger = Ledger(since=now + epoch)
 
     # What is told.
@@ -253,6 +254,7 @@ class Run:
             last_checkpoint=self._last_checkpoint,
             resumed_from=self._resumed_from,
             not_durable_since=self._not_durable_since,
+            not_durable_why=self._not_durable_why,
             stop=self.stop,
             goodput=self._ledger.goodput(now + self._epoch),
             intent=self.intent,
@@ -462,7 +464,8 @@ class Run:
             if state.ack is not None and state.ack.proposal == self._proposals:
                 self._furthest = max(self._furthest, state.ack.max_step)
             if state.progress is not None:
-                self._progress, self._not_durable_since = state.progress, state.not_durable_since
+                self._progress = state.progress
+                self._not_durable_since, self._not_durable_why = state.not_durable_since, state.not_durable_why
             self._last_checkpoint = state.last_checkpoint or self._last_checkpoint
             if state.resumed_from is not None:
                 self._resumed_from, self._resumed_here = state.resumed_from, state.resumed_from.step

@@ -8,6 +8,7 @@ from everstep_operator.api.trainingrun import Condition, Status
 COMPLETE = "Complete"
 FAILED = "Failed"
 PROGRESS_REPORTED = "ProgressReported"
+CHECKPOINTS_DURABLE = "CheckpointsDurable"
 
 
 def with_condition(

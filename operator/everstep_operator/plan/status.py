@@ -14,7 +14,7 @@ from everstep_operator.api.trainingrun import (
     Status,
     TrainingRun,
 )
-from everstep_operator.plan.conditions import PROGRESS_REPORTED, with_condition
+from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE, PROGRESS_REPORTED, with_condition
 from everstep_operator.plan.model import Observed
 from everstep_operator.plan.pods import running_workers, selector
 
@@ -32,6 +32,15 @@ def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:
     status = status.model_copy(update=update)
     if report is not None and report.progress is not None and (report.progress.step > 0 or report.progress.stage):
         status = with_condition(status, PROGRESS_REPORTED, "True", "Reported", "", now)
+    return status if report is None else _durable(status, report, now)
+
+
+def _durable(status: Status, report: Report, now: datetime) -> Status:
+    """Whether checkpoints can be saved, once that is known."""
+    if report.not_durable_since is not None:
+        return with_condition(status, CHECKPOINTS_DURABLE, "False", "SavingFails", report.not_durable_why, now)
+    if report.last_checkpoint is not None:
+        return with_condition(status, CHECKPOINTS_DURABLE, "True", "Saved", "", now)
     return status
 
 

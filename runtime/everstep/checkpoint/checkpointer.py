@@ -76,6 +76,7 @@ class Checkpointer:
         self.last_checkpoint: CheckpointInfo | None = None
         self.resumed_from: CheckpointInfo | None = None
         self.not_durable_since: float | None = None  # seconds since the epoch; None: the last save is durable
+        self.not_durable_why = ""
         self._storage = storage
         self._ranks = Ranks(rank, world_size, store, generation)
         self._round = generation
@@ -344,12 +345,13 @@ class Checkpointer:
 
     def _published(self, marker: Marker) -> None:
         self.last_checkpoint = self._info(marker)
-        self.not_durable_since = None
+        self.not_durable_since, self.not_durable_why = None, ""
         self._on_change()
 
-    def _failing(self) -> None:
-        if self.not_durable_since is None:
-            self.not_durable_since = time.time()
+    def _failing(self, why: str) -> None:
+        if self.not_durable_since is None or self.not_durable_why != why:
+            self.not_durable_why = why
+            self.not_durable_since = self.not_durable_since or time.time()
             self._on_change()
 
 

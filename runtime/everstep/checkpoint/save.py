@@ -131,7 +131,7 @@ class Saver:
         coordinator: Coordinator | None,
         retry_seconds: float,
         published: Callable[[Marker], None],
-        failing: Callable[[], None],
+        failing: Callable[[str], None],
     ) -> None:
         self._storage = storage
         self._ranks = ranks
@@ -226,7 +226,7 @@ class Saver:
             job.error = f"{type(error).__name__}: {error}"
         finally:
             if job.error:
-                self._failing()
+                self._failing(job.error)
                 if self._ranks.rank == 0:
                     log.warning("checkpoint of step %d not saved: %s", job.checkpoint.step, job.error)
             job.files = {}
@@ -333,7 +333,7 @@ class Saver:
             try:
                 return attempt()
             except StorageError as error:
-                self._failing()
+                self._failing(str(error))
                 log.info("checkpoint of step %d: %s", job.checkpoint.step, error)
                 if not job.pause(seconds):
                     raise

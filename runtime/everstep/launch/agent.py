@@ -159,6 +159,7 @@ class Agent:
             last_checkpoint=_read(CheckpointInfo, self._note.get("last_checkpoint")),
             resumed_from=_read(CheckpointInfo, self._note.get("resumed_from")),
             not_durable_since=since if isinstance(since := self._note.get("not_durable_since"), float) else None,
+            not_durable_why=str(self._note.get("not_durable_why") or ""),
             ack=self.ack,
             stop=self.stop,
             seen=directive.version if directive else 0,

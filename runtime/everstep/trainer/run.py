@@ -23,7 +23,7 @@ from everstep.errors import ConfigurationError, Stopped
 from everstep.strategies import Strategy
 
 NOTE_SECONDS = 0.25  # between two notes to the launcher
-_MOST_METRICS = 24  # in a note, which has to fit the board
+_MOST_METRICS, _LONGEST_WHY = 24, 1000  # in a note, which has to fit the board
 
 Tree = dict[str, Any]
 
@@ -56,6 +56,8 @@ class Checkpoints(Protocol):
     def resumed_from(self) -> CheckpointInfo | None: ...
     @property
     def not_durable_since(self) -> float | None: ...
+    @property
+    def not_durable_why(self) -> str: ...
 
     def open(self) -> Restored | None: ...
     def load(self, name: str) -> Restored: ...
@@ -319,6 +321,7 @@ class Run:
                     "last_checkpoint": encode(last) if last else None,
                     "resumed_from": encode(resumed) if resumed else None,
                     "not_durable_since": kept.not_durable_since if kept else None,
+                    "not_durable_why": kept.not_durable_why[:_LONGEST_WHY] if kept else "",
                 }
             )
 
