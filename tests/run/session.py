@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +46,10 @@ class Session:
         }
         self.manifest.write_text(yaml.safe_dump(document))
 
-    def start(self, **options: Any) -> subprocess.Popen[str]:
+    def start(self, *, under: Sequence[str] = (), **options: Any) -> subprocess.Popen[str]:
+        """`under`: a command that becomes `everstep run`, such as env."""
         command = [EVERSTEP, "run", "-f", self.manifest, "--state-dir", self.state, "--lease", str(self.lease)]
+        command = [*under, *command]
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
         self.process = subprocess.Popen(command, text=True, **streams)
         return self.process
