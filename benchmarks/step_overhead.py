@@ -1,6 +1,6 @@
 """What a step of `Trainer.fit` costs over the same step written by hand, on a tiny model where the loop is what costs.
 
-    python benchmarks/step_overhead.py [--blocks 9] [--steps 400]
+    python benchmarks/step_overhead.py [--blocks 31] [--steps 300]
 
 Both run in this one process, in alternating blocks of a few hundred steps; the figure is CPU time per step, the lower
 quartile over the blocks, since noise between processes is larger than the differences. A block's clock starts after its
@@ -150,8 +150,8 @@ def system_calls(which: str, steps: int) -> float | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--blocks", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--blocks", type=int, default=31)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
         "--only", choices=["plain", "everstep"], help="run one loop once, and print nothing (for strace)"
     )
