@@ -18,11 +18,12 @@ import warnings
 from collections.abc import Callable
 from statistics import quantiles
 
-import everstep as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
+
+import everstep as L
 
 WARM_UP = 50
 

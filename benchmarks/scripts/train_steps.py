@@ -6,11 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
+
+import everstep as L
 
 
 class Trace(L.Callback):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from everstep.checkpoint.restore import read_marker, read_state
 from everstep.checkpoint.storage import Storage, open_storage
 from everstep_operator.cluster.s3 import serve

@@ -9,12 +9,13 @@ The data is scikit-learn's copy of the UCI handwritten digits: 1,797 grey images
 
 import argparse
 
-import everstep as L
 import torch
-from everstep.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+import everstep as L
+from everstep.strategies import DDPStrategy
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor]]):

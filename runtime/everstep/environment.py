@@ -4,9 +4,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from everstep_protocol import env as names
-
 from everstep.errors import ConfigurationError
+from everstep_protocol import env as names
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from everstep_operator.api.manifest import ManifestError, load, parse
 
+from everstep_operator.api.manifest import ManifestError, load, parse
 from tests.api.objects import CASES
 
 ROOT = Path(__file__).parents[2]

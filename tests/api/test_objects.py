@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+
 from everstep_operator.api import crd
 from everstep_operator.api.manifest import ManifestError, parse
 from everstep_operator.api.trainingrun import Model, Spec, TrainingRun, fields_of, model_in, refused_changes
-
 from tests.api.objects import CASES, FULL, Case, run
 from tests.api.structural import defaulted, errors, nodes, unknown_keys
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.storage import Body, Storage, open_storage, read
 from everstep_operator.cluster import s3

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from everstep.checkpoint.checkpointer import Checkpointer, Restored
 from everstep.errors import ConfigurationError, StorageError
 from everstep_protocol import codec
 from everstep_protocol.checkpoints import Marker, StoredFile
-
 from tests.checkpoint.conftest import Place, same, state
 
 Make = Callable[..., Checkpointer]

@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.storage import Body, Entry, open_storage
 from everstep.errors import ConfigurationError, StorageError
 from everstep_operator.cluster.state import free_ports
-
 from tests.checkpoint.conftest import RUN, Place, World, state
 
 Make = Callable[..., Checkpointer]

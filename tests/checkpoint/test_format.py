@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+
 from everstep.checkpoint.format import Damaged, Layout, Spec, from_json, pieces, read_tensors, to_json
 from everstep.checkpoint.save import Staging
 from everstep.errors import ConfigurationError
-
 from tests.checkpoint.conftest import same
 
 DTYPES = [

@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.grant import Coordinator
 from everstep.errors import StorageError
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
-
 from tests.checkpoint.conftest import Place, state
 
 Make = Callable[..., Checkpointer]

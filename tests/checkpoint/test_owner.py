@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.errors import ConfigurationError
 from everstep_protocol.checkpoints import Owner
-
 from tests.checkpoint.conftest import RUN, Place, World, state
 
 Make = Callable[..., Checkpointer]

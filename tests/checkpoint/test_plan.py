@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from everstep.checkpoint.plan import make_plan
-from everstep.checkpoint.ranks import Ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from everstep.checkpoint.plan import make_plan
+from everstep.checkpoint.ranks import Ranks
 
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=12)
 

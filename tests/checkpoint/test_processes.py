@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from everstep_operator.cluster.state import free_ports
 
+from everstep_operator.cluster.state import free_ports
 from tests.checkpoint.conftest import Place
 
 pytestmark = pytest.mark.serial

@@ -1,9 +1,10 @@
 """Which checkpoints stay, for any history."""
 
-from everstep.checkpoint.retention import orphans, superseded
-from everstep_protocol.checkpoints import CheckpointId
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everstep.checkpoint.retention import orphans, superseded
+from everstep_protocol.checkpoints import CheckpointId
 
 ids = st.builds(CheckpointId, st.integers(1, 4), st.integers(0, 2), st.integers(0, 5))
 

@@ -5,8 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import everstep.checkpoint
 import pytest
+
+import everstep.checkpoint
 
 SOURCES = sorted(Path(everstep.checkpoint.__file__).parent.glob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "_pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.storage import Body
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, StorageError
 from everstep_protocol import codec
 from everstep_protocol.checkpoints import CheckpointId, Marker
-
 from tests.checkpoint.conftest import RUN, Place, World, same, state
 
 Make = Callable[..., Checkpointer]

@@ -4,6 +4,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+
 from everstep.checkpoint import object_store
 from everstep.checkpoint.storage import CHUNK_BYTES, Body, Entry, Storage, open_storage, read
 from everstep.errors import ConfigurationError

@@ -6,9 +6,9 @@ import time
 
 import torch
 import torch.distributed as dist
+
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.storage import Body, open_storage
-
 from tests.checkpoint.conftest import RUN, same, state
 
 

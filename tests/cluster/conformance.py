@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any, Protocol
 
 import pytest
+
 from everstep_operator.api.trainingrun import Phase, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, Event, NotFound, RunKey
 from everstep_operator.plan.model import Pod, PodSpec

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+
 from everstep_operator.api.trainingrun import Phase, TrainingRun
 from everstep_operator.cluster import shim
 from everstep_operator.cluster.local import LocalCluster
@@ -20,7 +21,6 @@ from everstep_operator.cluster.port import Cluster, ClusterError
 from everstep_operator.cluster.process import Process
 from everstep_operator.cluster.state import Held, StateFolder, free_ports
 from everstep_operator.plan.model import Pod
-
 from tests.cluster.conformance import POLITE, STUBBORN, Conformance, finished, pod, ready, story
 
 

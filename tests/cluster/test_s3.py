@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import pytest
+from obstore.exceptions import AlreadyExistsError, PermissionDeniedError
+from obstore.store import S3Store
+
 from everstep_operator.cluster import shim
 from everstep_operator.cluster.port import ClusterError
 from everstep_operator.cluster.s3 import CREDENTIALS, EmbeddedS3, is_wanted, serve
 from everstep_operator.cluster.state import Held, StateFolder
-from obstore.exceptions import AlreadyExistsError, PermissionDeniedError
-from obstore.store import S3Store
 
 
 def store(environment: dict[str, str], **changes: str) -> S3Store:

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from everstep_protocol import codec, env
 from everstep_protocol.messages import PROGRESS, SYNC, Action, AgentState, Directive, Intent, Report, RunState
 from everstep_protocol.reasons import Failure, Reason
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
-
 from tests.coordinator.test_server import TOKEN, agent, running
 from tests.coordinator.world import intent
 

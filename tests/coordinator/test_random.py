@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from everstep_protocol.backoff import Backoff
-from everstep_protocol.messages import RunState, StopCause
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from everstep_protocol.backoff import Backoff
+from everstep_protocol.messages import RunState, StopCause
 from tests.coordinator.world import BUG, ECHO, KILLED, World, intent
 
 nodes = st.integers(0, 2)

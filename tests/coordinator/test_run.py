@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from everstep_operator.coordinator.run import JOIN_SECONDS, Run
 from everstep_protocol.backoff import Backoff
 from everstep_protocol.codec import BadMessage
@@ -16,7 +17,6 @@ from everstep_protocol.messages import (
     Workers,
 )
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
-
 from tests.coordinator.world import BUG, ECHO, KILLED, World, intent, stopped_at
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from everstep_operator.coordinator.run import Run
 from everstep_operator.coordinator.server import BODY_LIMIT, Server, Service
 from everstep_protocol import codec
@@ -34,7 +35,6 @@ from everstep_protocol.messages import (
 )
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
-
 from tests.coordinator.test_metrics import parse
 from tests.coordinator.world import intent
 

@@ -9,11 +9,12 @@ import argparse
 import os
 import time
 
-import everstep as L
 import torch
-from everstep.trainer.run import Run, process_run
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import everstep as L
+from everstep.trainer.run import Run, process_run
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=100)

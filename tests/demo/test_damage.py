@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from everstep_protocol.checkpoints import CheckpointId
 
+from everstep_protocol.checkpoints import CheckpointId
 from tests.demo.training import Training
 
 pytestmark = pytest.mark.serial

@@ -9,9 +9,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
 from everstep_operator.cluster import s3
 from everstep_operator.cluster.state import free_ports
-
 from tests.demo.training import LINEAR, Training
 from tests.run.session import EVERSTEP
 

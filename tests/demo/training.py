@@ -7,7 +7,6 @@ from typing import Any
 from everstep.checkpoint.restore import read_marker, read_state
 from everstep.checkpoint.storage import open_storage
 from everstep_protocol.checkpoints import MARKERS, CheckpointId, newest_first
-
 from tests.run.session import Session
 
 LINEAR = Path(__file__).with_name("linear.py")

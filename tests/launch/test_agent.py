@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from everstep_protocol import codec, env
 from everstep_protocol.messages import (
     AgentState,

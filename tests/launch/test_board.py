@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from everstep.board import NO_LIMIT, NOTE_BYTES, Board
 from everstep_protocol.messages import Stage
 

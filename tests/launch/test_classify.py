@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+
 from everstep.errors import ConfigurationError, EverstepError, NonFiniteLossError, Stopped, StorageError
 from everstep.launch import classify
 from everstep_protocol.reasons import EXIT_STOPPED, TRACEBACK_LIMIT, Reason

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from everstep.errors import ConfigurationError
 from everstep.launch import command, settings
 from everstep.launch.coordinators import GivenCoordinator, OwnCoordinator

@@ -5,6 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import pytest
+
 from everstep.launch.link import Client, Link, LinkError, Refused, Unreachable
 from everstep_protocol.messages import AgentState, Directive
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from everstep.launch.places import PortReservation
 from everstep_protocol import codec
 from everstep_protocol.messages import PROGRESS, Report, RunState

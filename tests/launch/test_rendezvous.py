@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from everstep.launch.places import PortReservation
 from everstep_protocol import env
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from everstep_protocol import codec, env
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
 

@@ -9,7 +9,6 @@ from everstep_operator.plan.model import CreatePod, DeletePod, Plan, Pod, SendIn
 from everstep_protocol import codec, labels
 from everstep_protocol.messages import Intent, Progress, Report, RunState, StopCause
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
-
 from tests.plan.builders import T0, UID
 
 S = RunState

@@ -2,10 +2,10 @@ import re
 from pathlib import Path
 
 import pytest
+
 from everstep_operator.api.trainingrun import Nodes, Phase, Status
 from everstep_operator.plan.phase import GRAPH, next_phase
 from everstep_protocol.messages import RunState
-
 from tests.plan.builders import all_pods, dead, plan, pod, progress, report, run, running, then
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "phases.md"

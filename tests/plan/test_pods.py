@@ -1,10 +1,10 @@
 import pytest
+
 from everstep_operator.plan import pods
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import CreatePod, DeletePod
 from everstep_protocol import codec, env, labels
 from everstep_protocol.messages import Intent, RunState
-
 from tests.plan.builders import (
     UID,
     all_pods,

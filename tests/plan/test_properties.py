@@ -1,11 +1,11 @@
 """What holds in every history: random accidents, crashes between writing down and acting, silent coordinators."""
 
-from everstep_operator.api.trainingrun import Phase, Status
-from everstep_operator.plan.model import CreatePod, DeletePod, Plan
-from everstep_operator.plan.phase import GRAPH
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from everstep_operator.api.trainingrun import Phase, Status
+from everstep_operator.plan.model import CreatePod, DeletePod, Plan
+from everstep_operator.plan.phase import GRAPH
 from tests.plan.builders import run
 from tests.plan.simulated import World
 

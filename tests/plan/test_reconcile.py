@@ -4,12 +4,12 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Conflict, NotFound, RunKey, Unavailable
 from everstep_operator.plan.model import Pod, PodSpec
 from everstep_operator.reconcile import RETRY_SECONDS, reconcile
 from everstep_protocol.messages import Intent, Report, StopCause
-
 from tests.plan.builders import all_pods, at, dead, intent, pod, report, run, running
 
 KEY = RunKey("team", "run")

@@ -1,8 +1,8 @@
 import pytest
+
 from everstep_protocol import codec
 from everstep_protocol.messages import Intent, RunState
 from everstep_protocol.reasons import Reason
-
 from tests.plan.builders import (
     all_pods,
     at,

@@ -2,7 +2,6 @@ from datetime import UTC, datetime
 
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_protocol.messages import Goodput, Progress, RunState
-
 from tests.plan.builders import T0, all_pods, at, checkpoint, plan, progress, report, running, then
 
 

@@ -3,7 +3,6 @@
 from everstep_protocol import codec
 from everstep_protocol.messages import Intent, RunState, StopCause
 from everstep_protocol.reasons import Reason
-
 from tests.plan.builders import (
     all_pods,
     at,

@@ -1,8 +1,9 @@
 """The pause before a restart: none at first, growing, bounded, and the same for the same run."""
 
-from everstep_protocol.backoff import Backoff, delay
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everstep_protocol.backoff import Backoff, delay
 
 backoffs = st.builds(
     Backoff, initial_seconds=st.floats(0, 100), factor=st.floats(1, 10), max_seconds=st.floats(0.1, 1000)

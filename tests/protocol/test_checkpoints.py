@@ -1,9 +1,10 @@
 """Names of checkpoints: they sort as resumes try them, and nothing else is taken for one."""
 
 import pytest
-from everstep_protocol.checkpoints import CheckpointId, newest_first
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everstep_protocol.checkpoints import CheckpointId, newest_first
 
 ids = st.builds(CheckpointId, st.integers(0, 10**7), st.integers(0, 10**4), st.integers(0, 10**12))
 

@@ -4,6 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from everstep_protocol.backoff import Backoff
 from everstep_protocol.checkpoints import Marker, Owner, StoredFile
 from everstep_protocol.codec import BadMessage, decode, dumps, encode, loads
@@ -29,8 +32,6 @@ from everstep_protocol.messages import (
     Workers,
 )
 from everstep_protocol.reasons import Failure, Reason
-from hypothesis import given
-from hypothesis import strategies as st
 
 FAILURE = Failure(Reason.USER_EXCEPTION, "ValueError: “no”", 1, 2, 3, 1, None, 4, 5, "train.py:12", "Traceback …\n")
 RANK = RankState(2, 77, 41, Stage.AT_LIMIT)

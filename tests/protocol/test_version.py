@@ -1,6 +1,7 @@
 """Neighbours talk; anybody else is refused, and both versions are named."""
 
 import pytest
+
 from everstep_protocol.version import PROTOCOL_VERSION, ProtocolMismatch, check_peer
 
 MINE = 7

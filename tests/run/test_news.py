@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from everstep_operator.api.trainingrun import (
     Attempt,
     GoodputStatus,

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from everstep_operator.cluster.s3 import serve
 from obstore.store import S3Store
 
+from everstep_operator.cluster.s3 import serve
 from tests.run.session import EVERSTEP, Session
 
 pytestmark = pytest.mark.serial

@@ -7,6 +7,7 @@ import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from everstep_operator.api.trainingrun import GoodputStatus, Nodes, Phase, ProgressStatus, Restarts, Status, TrainingRun
 from everstep_operator.commands.table import Lines, LiveTable, screen
 

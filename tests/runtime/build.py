@@ -5,14 +5,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import torch
-from everstep.environment import Environment
-from everstep.trainer.run import Run
-from everstep_protocol.messages import CheckpointInfo
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
+
+import everstep as L
+from everstep.environment import Environment
+from everstep.trainer.run import Run
+from everstep_protocol.messages import CheckpointInfo
 
 ALONE = Environment()
 

@@ -4,15 +4,15 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import pytest
 import torch
-from everstep.errors import ConfigurationError, NonFiniteLossError
-from everstep.trainer.hooks import HOOKS, NOT_CALLED
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
 
+import everstep as L
+from everstep.errors import ConfigurationError, NonFiniteLossError
+from everstep.trainer.hooks import HOOKS, NOT_CALLED
 from tests.runtime.build import Net, Validated, loader, trainer
 
 

@@ -5,14 +5,14 @@ import io
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import everstep as L
 from everstep.callbacks import ProgressBar
 from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger, Logger
-from torch.utils.data import DataLoader, TensorDataset
-
 from tests.runtime.build import Net, loader, trainer
 
 

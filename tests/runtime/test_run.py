@@ -4,16 +4,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import pytest
 import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+import everstep as L
 from everstep.board import Board
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, NonFiniteLossError, Stopped
 from everstep.trainer.run import Run
 from everstep_protocol.messages import Stage
-from torch.utils.data import DataLoader, IterableDataset
-
 from tests.runtime.build import ALONE, Memory, Net, Validated, loader, trainer
 
 

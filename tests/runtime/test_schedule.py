@@ -3,9 +3,10 @@
 from collections import Counter
 
 import pytest
-from everstep.sampling.schedule import Micro, Shape, evaluation, schedule, share
 from hypothesis import given
 from hypothesis import strategies as st
+
+from everstep.sampling.schedule import Micro, Shape, evaluation, schedule, share
 
 worlds = st.integers(1, 5)
 

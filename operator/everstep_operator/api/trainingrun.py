@@ -8,7 +8,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from everstep_protocol import env as protocol_env
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
@@ -16,6 +15,7 @@ from pydantic.types import Strict
 from pydantic_core import PydanticCustomError
 
 from everstep_operator.api.rules import Rule, Transition
+from everstep_protocol import env as protocol_env
 
 GROUP = "everstep.dev"
 VERSION = "v1alpha1"
@@ -319,7 +319,9 @@ class Phase(StrEnum):
 
 
 class Condition(StatusModel):
-    type: str = Field(max_length=316, description="Complete, Failed, Suspended, ProgressReported or CheckpointsDurable.")
+    type: str = Field(
+        max_length=316, description="Complete, Failed, Suspended, ProgressReported or CheckpointsDurable."
+    )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
     message: str = Field(default="", max_length=32_768, description="Why, in a sentence.")

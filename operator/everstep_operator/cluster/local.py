@@ -15,17 +15,16 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from everstep_protocol import codec, env, labels, messages
-from everstep_protocol.messages import Intent, Report
-from everstep_protocol.reasons import Failure
-from everstep_protocol.version import HEADER, PROTOCOL_VERSION
-
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.cluster import shim
 from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, Event, NotFound, RunKey
 from everstep_operator.cluster.process import LEASE_SECONDS, Process, ProcessState, kill_remains
 from everstep_operator.cluster.state import StateFolder
 from everstep_operator.plan.model import Pod, PodSpec
+from everstep_protocol import codec, env, labels, messages
+from everstep_protocol.messages import Intent, Report
+from everstep_protocol.reasons import Failure
+from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
 ADDRESS = "127.0.0.1"
 

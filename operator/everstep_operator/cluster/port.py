@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from everstep_protocol.messages import Intent, Report
-
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan.model import Pod, PodSpec
+from everstep_protocol.messages import Intent, Report
 
 
 class ClusterError(Exception):

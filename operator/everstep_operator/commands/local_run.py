@@ -14,9 +14,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from everstep_protocol import labels
-from everstep_protocol.messages import RunState, StopCause
-
 from everstep_operator.api.trainingrun import Checkpoint, Phase, TrainingRun, refused_changes
 from everstep_operator.cluster import process, s3
 from everstep_operator.cluster.local import LocalCluster
@@ -28,6 +25,8 @@ from everstep_operator.commands.news import checkpoint, news, summary
 from everstep_operator.commands.table import Lines, screen
 from everstep_operator.plan import pods, suspend
 from everstep_operator.reconcile import reconcile
+from everstep_protocol import labels
+from everstep_protocol.messages import RunState, StopCause
 
 #: Between two looks at the coordinator's report.
 POLL_SECONDS = 0.3

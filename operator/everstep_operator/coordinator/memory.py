@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
-from everstep_protocol import codec
-from everstep_protocol.messages import RunState, StopCause
-from everstep_protocol.reasons import Failure
-
 from everstep_operator.coordinator.goodput import Ledger
 from everstep_operator.coordinator.limit import Agreement
 from everstep_operator.coordinator.restarts import Record
 from everstep_operator.coordinator.rounds import Formation
+from everstep_protocol import codec
+from everstep_protocol.messages import RunState, StopCause
+from everstep_protocol.reasons import Failure
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ Times called `now` are monotonic seconds. Every method may be called at any time
 
 from dataclasses import dataclass, replace
 
+from everstep_operator.coordinator import limit as agreed
+from everstep_operator.coordinator import restarts
+from everstep_operator.coordinator.goodput import Ledger, Spent
+from everstep_operator.coordinator.limit import Agreement
+from everstep_operator.coordinator.memory import Memory, recall
+from everstep_operator.coordinator.restarts import Record, describe
+from everstep_operator.coordinator.rounds import Formation, Seat, enough, form
 from everstep_protocol import codec
 from everstep_protocol.messages import (
     LOST_SECONDS,
@@ -34,14 +41,6 @@ from everstep_protocol.messages import (
 )
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
 from everstep_protocol.version import PROTOCOL_VERSION
-
-from everstep_operator.coordinator import limit as agreed
-from everstep_operator.coordinator import restarts
-from everstep_operator.coordinator.goodput import Ledger, Spent
-from everstep_operator.coordinator.limit import Agreement
-from everstep_operator.coordinator.memory import Memory, recall
-from everstep_operator.coordinator.restarts import Record, describe
-from everstep_operator.coordinator.rounds import Formation, Seat, enough, form
 
 #: With at least min_nodes there, so long are the missing nodes waited for.
 JOIN_SECONDS = 30.0

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from everstep_operator.coordinator.metrics import render
+from everstep_operator.coordinator.run import Run
 from everstep_protocol import codec
 from everstep_protocol.messages import (
     GRANT,
@@ -30,9 +32,6 @@ from everstep_protocol.messages import (
     Report,
 )
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION, ProtocolMismatch, check_peer
-
-from everstep_operator.coordinator.metrics import render
-from everstep_operator.coordinator.run import Run
 
 #: Longest body that is read. An AgentState with a memory of ten failures takes a few kilobytes.
 BODY_LIMIT = 1 << 20

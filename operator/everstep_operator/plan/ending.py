@@ -3,14 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from everstep_protocol.messages import RunState
-from everstep_protocol.reasons import Reason
-
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
 from everstep_operator.plan.conditions import COMPLETE, FAILED, PROGRESS_REPORTED, with_condition
 from everstep_operator.plan.model import Action, Observed
 from everstep_operator.plan.pods import delete_all, workers
 from everstep_operator.plan.restart import Counted
+from everstep_protocol.messages import RunState
+from everstep_protocol.reasons import Reason
 
 #: Launchers that have been told that the run is over print, leave last words and exit; they are not hurried.
 LEAVE_SECONDS = 10.0

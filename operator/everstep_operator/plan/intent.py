@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from everstep_protocol.messages import Intent, Report, StopCause
-
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan.restart import backoff_of
+from everstep_protocol.messages import Intent, Report, StopCause
 
 
 def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> Intent:

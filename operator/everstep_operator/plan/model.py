@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from everstep_operator.api.trainingrun import Status
 from everstep_protocol.messages import Intent, Report
 from everstep_protocol.reasons import Failure
-
-from everstep_operator.api.trainingrun import Status
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterable
 
-from everstep_protocol.messages import Report
-
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_operator.plan.model import Observed, Pod
+from everstep_protocol.messages import Report
 
 
 def observe(run: TrainingRun, pods: Iterable[Pod], report: Report | None) -> Observed:

@@ -1,8 +1,7 @@
 """The phases of a run and the graph along which they move. docs/phases.md draws it; a test compares the two."""
 
-from everstep_protocol.messages import Report, RunState
-
 from everstep_operator.api.trainingrun import Phase, Status
+from everstep_protocol.messages import Report, RunState
 
 P = Phase
 

@@ -3,8 +3,6 @@
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from everstep_protocol.messages import RunState, StopCause
-
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
 from everstep_operator.plan import deadline, ending, pods, suspend
 from everstep_operator.plan.ending import Ending
@@ -13,6 +11,7 @@ from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, Send
 from everstep_operator.plan.phase import next_phase
 from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, count_failures, replace_after
 from everstep_operator.plan.status import learn
+from everstep_protocol.messages import RunState, StopCause
 
 #: A coordinator sends no events, so it is asked this often.
 POLL_SECONDS = 5.0

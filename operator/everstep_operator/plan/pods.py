@@ -2,13 +2,12 @@
 
 import hashlib
 
-from everstep_protocol import codec, env, labels
-from everstep_protocol.messages import Intent
-from everstep_protocol.reasons import EXIT_STOPPED
-
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import DeletePod, Observed, Pod, PodSpec
+from everstep_protocol import codec, env, labels
+from everstep_protocol.messages import Intent
+from everstep_protocol.reasons import EXIT_STOPPED
 
 #: From SIGTERM to SIGKILL: time to save.
 GRACE_SECONDS = 30.0

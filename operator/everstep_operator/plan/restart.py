@@ -4,13 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from everstep_protocol.backoff import Backoff, delay
-from everstep_protocol.messages import RunState
-from everstep_protocol.reasons import Failure, Reason
-
 from everstep_operator.api.trainingrun import Attempt, Restarts, Status, TrainingRun
 from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.pods import died, newest_attempt, workers
+from everstep_protocol.backoff import Backoff, delay
+from everstep_protocol.messages import RunState
+from everstep_protocol.reasons import Failure, Reason
 
 KEPT_ATTEMPTS = 10
 #: Reasons of a Restarting run. Pods had to leave, which is not counted:

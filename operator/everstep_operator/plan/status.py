@@ -3,8 +3,6 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from everstep_protocol.messages import Goodput, Progress, Report
-
 from everstep_operator.api.trainingrun import (
     GoodputStatus,
     LastCheckpoint,
@@ -17,6 +15,7 @@ from everstep_operator.api.trainingrun import (
 from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE, PROGRESS_REPORTED, with_condition
 from everstep_operator.plan.model import Observed
 from everstep_operator.plan.pods import running_workers, selector
+from everstep_protocol.messages import Goodput, Progress, Report
 
 
 def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:

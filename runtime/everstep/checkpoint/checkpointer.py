@@ -7,10 +7,6 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
-from everstep_protocol import codec
-from everstep_protocol.checkpoints import DATA, MARKERS, CheckpointId, Marker, Owner, newest_first
-from everstep_protocol.messages import CheckpointInfo
-
 from everstep.checkpoint.format import Damaged
 from everstep.checkpoint.grant import Coordinator
 from everstep.checkpoint.owner import claim
@@ -20,6 +16,9 @@ from everstep.checkpoint.save import Lineage, Saver
 from everstep.checkpoint.storage import Body, Storage, open_storage, read
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, EverstepError, StorageError, StorageRefusedError
+from everstep_protocol import codec
+from everstep_protocol.checkpoints import DATA, MARKERS, CheckpointId, Marker, Owner, newest_first
+from everstep_protocol.messages import CheckpointInfo
 
 log = logging.getLogger("everstep.checkpoint")
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from everstep_protocol.checkpoints import FORMAT_VERSION
 
 from everstep.checkpoint.storage import CHUNK_BYTES
 from everstep.errors import ConfigurationError
+from everstep_protocol.checkpoints import FORMAT_VERSION
 
 
 class Damaged(Exception):

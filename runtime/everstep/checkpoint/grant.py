@@ -4,11 +4,10 @@ import json
 import urllib.error
 import urllib.request
 
+from everstep.errors import StorageError
 from everstep_protocol import codec
 from everstep_protocol.messages import GRANT, Grant, GrantRequest
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
-
-from everstep.errors import StorageError
 
 
 class Refused(Exception):

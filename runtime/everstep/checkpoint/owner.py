@@ -1,10 +1,9 @@
 """Whose prefix this is. Two runs that write to one prefix would prune each other's checkpoints."""
 
-from everstep_protocol import codec
-from everstep_protocol.checkpoints import OWNER_KEY, Owner
-
 from everstep.checkpoint.storage import Body, Storage, read
 from everstep.errors import ConfigurationError
+from everstep_protocol import codec
+from everstep_protocol.checkpoints import OWNER_KEY, Owner
 
 
 def claim(storage: Storage, me: Owner) -> Owner:

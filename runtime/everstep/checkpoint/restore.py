@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from everstep_protocol import codec
-from everstep_protocol.checkpoints import FORMAT_VERSION, INDEX_FILE, CheckpointId, Marker, StoredFile
 
 from everstep.checkpoint.format import Damaged, Index, from_json, read_tensors
 from everstep.checkpoint.plan import rank_file
 from everstep.checkpoint.storage import Storage, read
 from everstep.errors import ConfigurationError
+from everstep_protocol import codec
+from everstep_protocol.checkpoints import FORMAT_VERSION, INDEX_FILE, CheckpointId, Marker, StoredFile
 
 T = TypeVar("T")
 

@@ -17,6 +17,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
+
+from everstep.checkpoint import retention
+from everstep.checkpoint.format import Damaged, Index, Layout, Spec, pieces, to_json
+from everstep.checkpoint.grant import Coordinator, Refused
+from everstep.checkpoint.plan import Plan, make_plan, rank_file, reader, shard_file
+from everstep.checkpoint.ranks import GaveUp, Ranks
+from everstep.checkpoint.restore import read_marker
+from everstep.checkpoint.storage import Body, Storage, read
+from everstep.errors import StorageError
 from everstep_protocol import codec
 from everstep_protocol.checkpoints import (
     DATA,
@@ -28,15 +37,6 @@ from everstep_protocol.checkpoints import (
     StoredFile,
     newest_first,
 )
-
-from everstep.checkpoint import retention
-from everstep.checkpoint.format import Damaged, Index, Layout, Spec, pieces, to_json
-from everstep.checkpoint.grant import Coordinator, Refused
-from everstep.checkpoint.plan import Plan, make_plan, rank_file, reader, shard_file
-from everstep.checkpoint.ranks import GaveUp, Ranks
-from everstep.checkpoint.restore import read_marker
-from everstep.checkpoint.storage import Body, Storage, read
-from everstep.errors import StorageError
 
 log = logging.getLogger("everstep.checkpoint")
 T = TypeVar("T")

@@ -13,6 +13,14 @@ import time
 import uuid
 from typing import Any, TypeVar
 
+from everstep.launch.coordinators import Coordinator
+from everstep.launch.failures import sentence
+from everstep.launch.group import Group
+from everstep.launch.link import Client, Link, LinkError, Refused
+from everstep.launch.output import Output
+from everstep.launch.places import PortReservation, WorkFolder
+from everstep.launch.processes import Spawner, become_subreaper, kill_descendants, reap
+from everstep.launch.settings import Settings
 from everstep_protocol import codec
 from everstep_protocol.messages import (
     Action,
@@ -27,15 +35,6 @@ from everstep_protocol.messages import (
     Workers,
 )
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
-
-from everstep.launch.coordinators import Coordinator
-from everstep.launch.failures import sentence
-from everstep.launch.group import Group
-from everstep.launch.link import Client, Link, LinkError, Refused
-from everstep.launch.output import Output
-from everstep.launch.places import PortReservation, WorkFolder
-from everstep.launch.processes import Spawner, become_subreaper, kill_descendants, reap
-from everstep.launch.settings import Settings
 
 #: Own exit statuses for a stop that everything was saved for, by what asked this launcher to stop.
 _STOPPED_BY = {StopCause.INTERRUPT: 130, StopCause.PREEMPTION: 143}

@@ -10,9 +10,8 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from everstep_protocol.reasons import TRACEBACK_LIMIT, Failure, Reason
-
 from everstep.errors import EverstepError
+from everstep_protocol.reasons import TRACEBACK_LIMIT, Failure, Reason
 
 MESSAGE_LIMIT = 300
 #: Of our own sentences, which end with what to do.

@@ -12,12 +12,11 @@ import uuid
 from collections.abc import Mapping
 from typing import IO, Protocol
 
-from everstep_protocol import env
-from everstep_protocol.messages import Intent
-
 from everstep.errors import ConfigurationError
 from everstep.launch.places import PortReservation
 from everstep.launch.processes import kill, spawn
+from everstep_protocol import env
+from everstep_protocol.messages import Intent
 
 
 class Coordinator(Protocol):

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from everstep_protocol.messages import RankState, Round, Stage, Workers
-from everstep_protocol.reasons import EXIT_STOPPED, Failure
-
 from everstep.board import Board
 from everstep.launch.environment import worker_environment
 from everstep.launch.failures import from_status, left_record, oom_kills, root_cause
 from everstep.launch.output import Output
 from everstep.launch.processes import Spawner, kill
+from everstep_protocol.messages import RankState, Round, Stage, Workers
+from everstep_protocol.reasons import EXIT_STOPPED, Failure
 
 
 @dataclass

@@ -15,9 +15,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from everstep_protocol import env
-from everstep_protocol.messages import Action, AgentState, Directive, Round, Workers
-from everstep_protocol.reasons import Failure, Reason
 from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]  # public, though torch does not say so
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousClosedError,
@@ -33,6 +30,9 @@ from torch.distributed.elastic.rendezvous.api import (
 from everstep.launch.coordinators import address_towards
 from everstep.launch.link import Client, LinkError, Refused
 from everstep.launch.places import PortReservation
+from everstep_protocol import env
+from everstep_protocol.messages import Action, AgentState, Directive, Round, Workers
+from everstep_protocol.reasons import Failure, Reason
 
 BACKEND = "everstep"
 JOIN_SECONDS = 600.0

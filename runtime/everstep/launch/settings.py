@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from everstep_protocol import env
-from everstep_protocol.messages import Intent
-
 from everstep.errors import ConfigurationError
 from everstep.launch.coordinators import Coordinator, GivenCoordinator, OwnCoordinator, address_towards
 from everstep.launch.devices import count_cpus, count_gpus
 from everstep.launch.processes import Command
+from everstep_protocol import env
+from everstep_protocol.messages import Intent
 
 #: Failed rounds that an own coordinator starts again when nobody says how many.
 DEFAULT_RESTARTS = 3

@@ -20,11 +20,10 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any, NoReturn
 
-from everstep_protocol import codec, env
-from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
-
 from everstep.launch.classify import failure_of
 from everstep.launch.processes import die_with_parent
+from everstep_protocol import codec, env
+from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
 
 #: A script that raised may hang in its own clean-up while its peers hang in a collective with it.
 EXIT_SECONDS = 10.0

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from everstep_protocol.messages import Stage
 from torch import Tensor
 
 from everstep.errors import ConfigurationError, NonFiniteLossError
@@ -16,6 +15,7 @@ from everstep.trainer.evaluate import Evaluation, takes_index
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
+from everstep_protocol.messages import Stage
 
 if TYPE_CHECKING:
     from everstep.trainer.trainer import Trainer

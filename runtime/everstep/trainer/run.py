@@ -13,14 +13,13 @@ from functools import cache
 from threading import Lock
 from typing import Any, Protocol
 
-from everstep_protocol.codec import encode
-from everstep_protocol.messages import CheckpointInfo, Progress, Stage
-
 from everstep import rng
 from everstep.board import Board, Seat
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, Stopped
 from everstep.strategies import Strategy
+from everstep_protocol.codec import encode
+from everstep_protocol.messages import CheckpointInfo, Progress, Stage
 
 NOTE_SECONDS = 0.25  # between two notes to the launcher
 _MOST_METRICS, _LONGEST_WHY = 24, 1000  # in a note, which has to fit the board

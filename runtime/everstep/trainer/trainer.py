@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from everstep_protocol.messages import Stage as BoardStage
 
 from everstep import seed
 from everstep.callbacks import Callback, ProgressBar
@@ -26,6 +25,7 @@ from everstep.trainer.hooks import Hooks, overridden
 from everstep.trainer.logs import Logs
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
+from everstep_protocol.messages import Stage as BoardStage
 
 State = Literal["fit", "validate", "test", "predict"]
 _STAGES: dict[State, Stage] = {"validate": "validation", "test": "test", "predict": "predict"}

@@ -14,14 +14,15 @@ import signal
 from pathlib import Path
 from typing import Any
 
-import everstep as L
 import numpy as np
 import torch
-from everstep.strategies import DDPStrategy
-from everstep.trainer.run import Run, process_run
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
+
+import everstep as L
+from everstep.strategies import DDPStrategy
+from everstep.trainer.run import Run, process_run
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor, int]]):
