@@ -1,6 +1,6 @@
 """The smallest real training: linear layers with dropout, 8 samples a rank and step.
 
-linear.py [--steps 100] [--raise-at 3] [--forget-random] [--pause 0.1] [--slow-at 10]
+linear.py [--steps 100] [--say-at 3] [--raise-at 3] [--forget-random] [--pause 0.1] [--slow-at 10]
 
 The last two hold in the first generation only: there is time for an accident in it, and what follows is quick.
 """
@@ -19,6 +19,7 @@ from everstep.trainer.run import Run, process_run
 parser = argparse.ArgumentParser()
 parser.add_argument("--steps", type=int, default=100)
 parser.add_argument("--pause", type=float, default=0.0, help="seconds that a step takes at least")
+parser.add_argument("--say-at", type=int, default=0, help="the step in which every rank prints a line")
 parser.add_argument("--raise-at", type=int, default=0, help="the step in which every rank raises")
 parser.add_argument("--slow-at", type=int, default=0, help="a step that takes a minute")
 parser.add_argument("--forget-random", action="store_true", help="a resume does not restore random states")
@@ -35,6 +36,8 @@ class Linear(L.LightningModule):
         step = self.trainer.global_step + 1
         if step == args.raise_at:
             raise ValueError(f"step {step} is too much")
+        if step == args.say_at:
+            print(f"in step {step}", flush=True)
         if first:
             time.sleep(60 if step == args.slow_at else args.pause)
         inputs, targets = batch

@@ -3,11 +3,14 @@
 import os
 import re
 import signal
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.demo.training import Training
+from tests.demo.training import LINEAR, Training
+from tests.run.session import EVERSTEP
 
 pytestmark = pytest.mark.serial
 
@@ -110,3 +113,30 @@ def test_everstep_run_killed_and_not_started_again_leaves_no_process(training: M
     linear.kill()
     linear.until(lambda: not linear.pids())
     assert linear.checkpoint_names()[0].step > 2, "they have saved before they left"
+
+
+def test_ctrl_c_under_everstep_launch(tmp_path: Path, undisturbed: str) -> None:
+    linear = Training(tmp_path)
+    environment = {"EVERSTEP_CHECKPOINT_URI": linear.spec["checkpoint"]["uri"]}
+
+    def launch(*args: str) -> subprocess.Popen[str]:
+        command = [EVERSTEP, "launch", "--nproc-per-node", "2", LINEAR, *args]
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=os.environ | environment, cwd=tmp_path, text=True, **streams)  # type: ignore[call-overload,no-any-return]
+
+    with launch("--pause", "0.1", "--say-at", "3") as first:
+        assert first.stdout is not None
+        while "in step 3" not in (line := first.stdout.readline()):
+            assert line
+        first.send_signal(signal.SIGINT)
+        out, _ = first.communicate(timeout=100)
+    assert first.returncode == 130, out
+    assert "interrupted: saving at an agreed step" in out
+    assert "Traceback" not in out
+    (saved,) = linear.checkpoint_names()
+    assert 3 <= saved.step < 100
+    with launch() as second:
+        out, _ = second.communicate(timeout=100)
+    assert second.returncode == 0, out
+    assert f"resumed from step {saved.step}, " in out
+    assert linear.weights() == undisturbed

@@ -1,7 +1,7 @@
 import pytest
 
 from everstep_protocol import codec
-from everstep_protocol.messages import Intent, RunState
+from everstep_protocol.messages import Intent, RunState, StopCause
 from everstep_protocol.reasons import Reason
 from tests.plan.builders import (
     all_pods,
@@ -41,6 +41,14 @@ def test_a_failure_that_is_not_explained_yet_is_no_disruption() -> None:
     assert (seen.status.phase, seen.status.reason, seen.status.restarts.total) == ("Restarting", "RankFailed", 0)
     known = plan(then(running(), seen), all_pods(), report(RESTARTING, failures=(failure(1),)))
     assert (known.status.reason, known.status.restarts.total) == ("Killed", 1)
+
+
+def test_a_failure_of_a_run_that_stops_is_followed_by_no_restart() -> None:
+    stopped = report(RunState.STOPPED, failures=(failure(1, Reason.STORAGE),), intent=intent(stop=StopCause.INTERRUPT))
+    after = plan(running(), all_pods(), stopped)
+    assert after.status.restarts.total == 0
+    assert [attempt.reason for attempt in after.status.attempts] == ["Storage"]
+    assert plan(then(running(), after), all_pods(), stopped).status.attempts == after.status.attempts
 
 
 def test_pod_and_report_tell_of_one_failure() -> None:

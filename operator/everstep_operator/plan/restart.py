@@ -33,12 +33,9 @@ def count_failures(run: TrainingRun, status: Status, observed: Observed, now: da
     A generation fails at most once, so its number says what has been counted. Pods that died before they belonged to a
     generation are told apart by their attempt. `pods_too`: False while pods die because they have been told to.
     """
-    report = observed.report
     restarts, attempts, over_budget = status.restarts, list(status.attempts), False
     new: list[Attempt] = []
-    # The last failure of a run that has FAILED was not followed by a restart.
-    gave_up = report is not None and report.state is RunState.FAILED and report.failures
-    last_word = report.failures[-1].generation if report is not None and gave_up else None
+    last_word = _last_word(observed)
     for failure, generation in _failures(status, observed, pods_too):
         if generation is not None and generation <= restarts.generation:
             continue
@@ -56,6 +53,16 @@ def count_failures(run: TrainingRun, status: Status, observed: Observed, now: da
     attempts = [*attempts, *new][-KEPT_ATTEMPTS:]
     updated = status.model_copy(update={"restarts": restarts, "attempts": tuple(attempts)})
     return Counted(updated, tuple(new), over_budget)
+
+
+def _last_word(observed: Observed) -> int | None:
+    """Generation of a failure that no restart has followed: the run gave up, or was about to stop anyway."""
+    report = observed.report
+    if report is None or not report.failures:
+        return None
+    last = report.failures[-1].generation
+    stopped = report.state in (RunState.STOPPING, RunState.STOPPED) and last == report.generation
+    return last if report.state is RunState.FAILED or stopped else None
 
 
 def _failures(status: Status, observed: Observed, pods_too: bool) -> Iterator[tuple[Failure, int | None]]:

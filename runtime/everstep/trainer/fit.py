@@ -179,7 +179,8 @@ class Fit:
             self._note(force=True)
 
     def _save_and_tell(self, wait: bool) -> None:
-        """The last act before a stop: nobody would say later which step is saved."""
+        """The last act before a stop: nobody would say later which step is saved, or could not be."""
+        self._note(force=True)
         self._save(wait)
         self._note(force=True)
 
