@@ -24,7 +24,10 @@ class StorageError(EverstepError):
 
 
 class StorageRefusedError(StorageError):
-    """The store answers, and says no: credentials, rights, bucket. A training goes on; to start, no restart helps."""
+    """The store answers and says no (credentials, rights, bucket), or all that it holds is damaged.
+
+    A training that is on its way goes on; for one that begins, no restart helps.
+    """
 
     reason = Reason.CONFIGURATION
 

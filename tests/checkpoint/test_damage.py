@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from everstep.checkpoint.checkpointer import Checkpointer, Restored
-from everstep.errors import ConfigurationError, StorageError
+from everstep.errors import ConfigurationError, StorageRefusedError
 from everstep_protocol import codec
 from everstep_protocol.checkpoints import Marker, StoredFile
 from tests.checkpoint.conftest import Place, same, state
@@ -153,7 +153,7 @@ def test_a_planted_pickle_is_never_executed(saved: Place, make: Make, tmp_path: 
 def test_when_nothing_is_usable_the_run_does_not_start_over(saved: Place, make: Make) -> None:
     for step in (30, 40):
         saved.write(f"data/000001-000-00000000{step}/index.json", b"")
-    with pytest.raises(StorageError, match=r"none of the checkpoints .* step 40: .* step 30: .*resume to never"):
+    with pytest.raises(StorageRefusedError, match=r"none of the checkpoints .* step 40: .* step 30: .*resume to never"):
         make(saved).open()
 
 

@@ -10,7 +10,7 @@ import torch
 
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.storage import Body, Entry, open_storage
-from everstep.errors import ConfigurationError, StorageError
+from everstep.errors import ConfigurationError, StorageError, StorageRefusedError
 from everstep_operator.cluster.state import free_ports
 from tests.checkpoint.conftest import RUN, Place, World, state
 
@@ -167,7 +167,7 @@ def test_unreachable(make: Make) -> None:
 
 def test_wrong_credentials(make: Make, s3_environ: dict[str, str]) -> None:
     for wrong in ({"AWS_SECRET_ACCESS_KEY": "wrong"}, {"AWS_ACCESS_KEY_ID": "nobody"}):
-        with pytest.raises(StorageError, match=r"s3://tests/x at http://127.*AWS_ACCESS_KEY_ID"):
+        with pytest.raises(StorageRefusedError, match=r"s3://tests/x at http://127.*AWS_ACCESS_KEY_ID"):
             make(Place("s3://tests/x", {**s3_environ, **wrong})).open()
 
 
@@ -194,7 +194,7 @@ def test_bucket_missing(make: Make, s3_environ: dict[str, str]) -> None:
         thread.start()
         environ = {**s3_environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
         try:
-            with pytest.raises(StorageError, match=r"there is no bucket 'absent'; create it or correct the uri"):
+            with pytest.raises(StorageRefusedError, match=r"there is no bucket 'absent'; create it or correct the uri"):
                 make(Place("s3://absent/x", environ)).open()
         finally:
             server.shutdown()

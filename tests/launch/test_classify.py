@@ -96,6 +96,17 @@ def test_long_tracebacks_keep_their_end() -> None:
     assert "cut" in text[:10]
 
 
+def test_our_own_errors_are_sentences_without_a_traceback() -> None:
+    sentence = "the store is full: " + "free some, " * 60 + "or take another uri"
+    try:
+        raise StorageError(sentence)
+    except StorageError as error:
+        failure = failure_of(error, "bootstrap.py", __file__)
+    assert failure.message == sentence, "whole: what to do stands at its end"
+    assert failure.traceback == ""
+    assert failure.where.startswith("test_classify.py:")
+
+
 def test_where_is_the_users_frame() -> None:
     """json raises deep inside the standard library; the user wants the line of his own file."""
     try:

@@ -139,7 +139,7 @@ class Checkpointer:
             notes.append(wrong)
             passed_over = True
         if restored is None and plan["candidates"]:
-            raise StorageError(
+            raise StorageRefusedError(
                 f"none of the checkpoints in {self._storage.uri} can be restored: {'; '.join(notes)}. Repair it, "
                 f"choose another checkpoint uri, or set spec.checkpoint.resume to never to start from the beginning"
             )
