@@ -101,7 +101,7 @@ def test_our_own_errors_are_sentences_without_a_traceback() -> None:
     try:
         raise StorageError(sentence)
     except StorageError as error:
-        failure = failure_of(error, "bootstrap.py", __file__)
+        failure = classify.failure_of(error, hide="nowhere", script=__file__)
     assert failure.message == sentence, "whole: what to do stands at its end"
     assert failure.traceback == ""
     assert failure.where.startswith("test_classify.py:")
