@@ -6,6 +6,7 @@ Both run in this one process, in alternating blocks of a few hundred steps; the 
 quartile over the blocks, since noise between processes is larger than the differences. A block's clock starts after its
 first 50 steps. Also counted: calls of Python functions per step (sys.setprofile) and, where strace is installed, system
 calls per step, as the difference between a long and a short run of each loop, so that start-up cancels out.
+"everstep" is the Trainer with everything off, "board+log" the same under a launcher's board and with a `self.log`.
 """
 
 import argparse
@@ -13,10 +14,13 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import quantiles
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +28,9 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import everstep as L
+from everstep.board import Board
+from everstep.environment import Environment
+from everstep.trainer.run import Run
 
 WARM_UP = 50
 
@@ -91,12 +98,29 @@ class Module(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
 
-def everstep(steps: int) -> Clock:
-    clock = Clock(steps)
-    trainer = L.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu")
-    trainer.fit(Module(clock), loader(steps))
+class Logging(Module):
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+def fit(module: Module, steps: int, **arguments: Any) -> Clock:
+    trainer = L.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu", **arguments)
+    trainer.fit(module, loader(steps))
     assert trainer.global_step == steps, f"{trainer.global_step} of {steps} steps"
-    return clock
+    return module.clock
+
+
+def everstep(steps: int) -> Clock:
+    return fit(Module(Clock(steps)), steps)
+
+
+def on_board(steps: int) -> Clock:
+    """As under a launcher: each step is entered on the board, a few notes a second are left there."""
+    with tempfile.TemporaryDirectory() as folder:
+        seat = Board.create(Path(folder) / "board", 1).seat(0)
+        return fit(Logging(Clock(steps)), steps, run=Run(Environment.read(), seat=seat))
 
 
 def python_calls(run: Callable[[int], Clock], steps: int) -> float:
@@ -154,12 +178,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=31)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument(
-        "--only", choices=["plain", "everstep"], help="run one loop once, and print nothing (for strace)"
+        "--only", choices=["plain", "everstep", "board+log"], help="run one loop once, and print nothing (for strace)"
     )
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # about num_workers; the data is in memory
-    loops: dict[str, Callable[[int], Clock]] = {"plain": plain, "everstep": everstep}
+    loops: dict[str, Callable[[int], Clock]] = {"plain": plain, "everstep": everstep, "board+log": on_board}
     if args.only:
         loops[args.only](args.steps)
         return

@@ -126,7 +126,7 @@ def main() -> None:
     L.seed_everything(7, workers=True)
     data = Digits(args.batch_size, args.workers)
     model = DigitNet(epochs=args.epochs)
-    # A quarter of a megabyte a bucket: this small model then has several, as a large one has with the default of 25.
+    # A tenth of a megabyte a bucket: this small model then has several, as a large one has with the default of 25.
     strategy = DDPStrategy(bucket_cap_mb=0.1) if torch.distributed.is_torchelastic_launched() else "auto"
     trainer = L.Trainer(
         max_epochs=args.epochs,
