@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
 
 import pytest
 import torch
@@ -237,3 +238,20 @@ def test_the_storage_of_a_uri_is_not_touched_before_open(s3_environ: dict[str, s
     before = threading.active_count()
     open_storage("s3://bucket/x", s3_environ)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["from the first save on", "later"])
+def test_a_state_that_differs_between_ranks_is_refused(folder: Place, before: int) -> None:
+    with World(folder, 3) as world:
+        world.each(lambda member, _: member.open())
+        if before:
+            world.each(lambda member, _: member.save(0, 1, state(1), None, wait=True))
+
+        def save(member: Checkpointer, rank: int) -> Any:
+            extra = {"logged": {"loss": torch.zeros(2)}} if rank == 0 else {}
+            return member.save(0, 9, {**extra, **state(9)}, None, wait=True)
+
+        for error in world.each(save):
+            assert isinstance(error, ConfigurationError)
+            assert "rank 0 has shared/logged/loss (float32 [2]) where ranks 1, 2 have shared/model" in str(error), error
+        assert len(folder.listing("markers/")) == before

@@ -197,12 +197,12 @@ class Checkpointer:
     ) -> str:
         """Copy the state and make it durable in the background. Returns the checkpoint's name.
 
-        Blocks for the copy, and before it until the previous save's copy is written. A state with DTensors is planned
-        with the other ranks, when it is seen for the first time.
+        Blocks for the copy, and before it until the previous save's copy is written. The ranks compare a digest of the
+        shared tensors' names, types and shapes first. What else the shared tree holds is stored as rank 0 has it.
 
         Raises:
             StorageError: `wait`, and it could not be made durable.
-            ConfigurationError: the state holds something that is not data.
+            ConfigurationError: the state holds something that is not data, or the ranks' `shared` tensors differ.
         """
         checkpoint = CheckpointId(self._generation, call, step)
         self._opened.save(checkpoint, shared, rank, keep_forever)

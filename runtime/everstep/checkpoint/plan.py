@@ -2,10 +2,13 @@
 
 Replicated tensors are written once, each by the rank that has least to write so far. That is the rule of the planner of
 torch.distributed.checkpoint; every rank can work it out for itself, so a state without sharded tensors needs neither
-that package (seconds to import, in the middle of a recovery) nor a word between ranks. A state with DTensors goes
-through the planner's own code: it knows which box of a tensor each rank holds.
+that package (seconds to import, in the middle of a recovery) nor the others' lists. It has to see the same tensors in
+the same order for that: the ranks compare a digest before each save. A state with DTensors goes through the planner's
+own code: it knows which box of a tensor each rank holds.
 """
 
+import hashlib
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +48,21 @@ class Plan:
 
     def fits(self, tensors: Mapping[str, torch.Tensor]) -> bool:
         return bool(self.signature == _signature(tensors))
+
+
+def digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Equal on two ranks if, and only if, their shared tensors have the same names, types and shapes, in order."""
+    return hashlib.sha256("\n".join(_described(tensors)).encode()).hexdigest()
+
+
+def difference(tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> str:
+    """A sentence on the first tensor in which ranks differ. Collective; for ranks whose digests are not all equal."""
+    for row in itertools.zip_longest(*ranks.exchange(_described(tensors)), fillvalue="nothing"):
+        others = [rank for rank, found in enumerate(row) if found != row[0]]
+        if others:
+            who = f"rank{'s' if len(others) > 1 else ''} {', '.join(map(str, others))}"
+            return f"rank 0 has {row[0]} where {who} {'have' if len(others) > 1 else 'has'} {row[others[0]]}"
+    return "their digests differ"
 
 
 def make_plan(tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> Plan:
@@ -127,6 +145,13 @@ def _sharded(tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, lis
 
 def _is_sharded(tensor: torch.Tensor) -> bool:
     return hasattr(tensor, "device_mesh")  # a DTensor, told without importing what defines it
+
+
+def _described(tensors: Mapping[str, torch.Tensor]) -> list[str]:
+    return [
+        f"{name} ({str(dtype).removeprefix('torch.')} {list(shape)}{f' {placements}' if placements else ''})"
+        for name, dtype, shape, placements in _signature(tensors)
+    ]
 
 
 def _signature(tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -21,11 +21,11 @@ import torch
 from everstep.checkpoint import retention
 from everstep.checkpoint.format import Damaged, Index, Layout, Spec, pieces, to_json
 from everstep.checkpoint.grant import Coordinator, Refused
-from everstep.checkpoint.plan import Plan, make_plan, rank_file, reader, shard_file
+from everstep.checkpoint.plan import Plan, difference, digest, make_plan, rank_file, reader, shard_file
 from everstep.checkpoint.ranks import GaveUp, Ranks
 from everstep.checkpoint.restore import read_marker
 from everstep.checkpoint.storage import Body, Storage, read
-from everstep.errors import StorageError
+from everstep.errors import ConfigurationError, StorageError
 from everstep_protocol import codec
 from everstep_protocol.checkpoints import (
     DATA,
@@ -143,6 +143,7 @@ class Saver:
         self._parent = lineage.resumed_from
         self._shard, self._own = Staging(), Staging()
         self._plan: Plan | None = None
+        self._digest = ""  # of the state that the plan is for
         self._last: Job | None = None
         self._number = 0
         self._forever: set[CheckpointId] = set()
@@ -154,11 +155,23 @@ class Saver:
 
     def save(self, checkpoint: CheckpointId, shared: Any, own: Any, keep_forever: bool) -> None:
         last = self._last
-        if last is not None and last.checkpoint == checkpoint and not (last.finished.is_set() and last.error):
-            return  # this very state is stored already, or on its way
+        stored = last is not None and last.checkpoint == checkpoint and not (last.finished.is_set() and last.error)
         tree, tensors = to_json(shared, "shared")
         own_tree, own_tensors = to_json(own, "rank")
-        if self._plan is None or not self._plan.fits(tensors):
+        fits = self._plan is not None and self._plan.fits(tensors)
+        if not fits:
+            self._digest = digest(tensors)
+        # Every time, as a rank whose own state has not changed cannot know whether another's has.
+        digests, all_stored = zip(*self._ranks.exchange([self._digest, stored]), strict=True)
+        if len(set(digests)) > 1:
+            raise ConfigurationError(
+                f"the state to be saved is not the same on all ranks: {difference(tensors, self._ranks)}. Nothing was "
+                f"saved. What only some ranks have (such as values kept or logged on rank 0 alone) cannot be in the "
+                f"module's, optimizers' or callbacks' state: keep it on every rank"
+            )
+        if all(all_stored):
+            return  # this very state is stored already, or on its way
+        if self._plan is None or not fits:
             self._plan = make_plan(tensors, self._ranks)
         if last is not None and not last.finished.is_set():
             last.hurry(0)  # if it does not succeed at once, this one is the better try
