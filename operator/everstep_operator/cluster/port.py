@@ -28,8 +28,19 @@ class Conflict(ClusterError):
     """A precondition failed: another resourceVersion, another uid."""
 
 
+class Refused(ClusterError):
+    """The cluster understood and said no: a quota, an admission policy, a missing right, an object that cannot be.
+
+    The message is the cluster's own. Trying again helps only after somebody has changed something.
+    """
+
+
 class Unavailable(ClusterError):
-    """The cluster does not answer now; try again later."""
+    """The cluster does not answer now; try again later, after `retry_after` seconds if it said so."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Cluster(Protocol):
         ...
 
     async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
-        """Raises AlreadyExists, also if the holder of the name is terminating."""
+        """Raises AlreadyExists, also if the holder of the name is terminating, and Refused."""
         ...
 
     async def delete_pod(self, run: TrainingRun, name: str, uid: str, grace_seconds: float) -> None:
