@@ -12,7 +12,8 @@ import yaml
 
 from everstep_operator.api import crd
 from everstep_operator.api.manifest import ManifestError, parse
-from everstep_operator.api.trainingrun import Model, Spec, TrainingRun, fields_of, model_in, refused_changes
+from everstep_operator.api.model import Model, fields_of, model_in
+from everstep_operator.api.trainingrun import Spec, TrainingRun, refused_changes
 from tests.api.objects import CASES, FULL, Case, run
 from tests.api.structural import defaulted, errors, nodes, unknown_keys
 

@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from everstep_operator.api.model import Model, fields_of, model_in
 from everstep_operator.api.rules import Rule, Transition
-from everstep_operator.api.trainingrun import GROUP, KIND, VERSION, Model, TrainingRun, fields_of, model_in
+from everstep_operator.api.trainingrun import GROUP, KIND, VERSION, TrainingRun
 
 PLURAL = "trainingruns"
 FILE = Path(__file__).parents[3] / "crds" / f"{GROUP}_{PLURAL}.yaml"
 
-_HEADER = "# Generated from operator/everstep_operator/api/trainingrun.py by `make generate`. Do not edit.\n"
+_HEADER = "# Generated from operator/everstep_operator/api/ by `make generate`. Do not edit.\n"
 
 #: What JSON schema and the structural schemas of Kubernetes have in common. Keys of other names are refused.
 _COPIED = (

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from everstep_operator.api.trainingrun import API_VERSION, KIND, TrainingRun, fields_of, model_in
+from everstep_operator.api.model import fields_of, model_in
+from everstep_operator.api.trainingrun import API_VERSION, KIND, TrainingRun
 
 #: Of Kubernetes' ObjectMeta; what Everstep does not read is legal in a manifest all the same.
 _OBJECT_META = frozenset(

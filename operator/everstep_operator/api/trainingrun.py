@@ -6,16 +6,15 @@ A field exists only when something acts on it. Durations are plain numbers of se
 import re
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
-from pydantic.alias_generators import to_camel
-from pydantic.fields import FieldInfo
-from pydantic.types import Strict
-from pydantic_core import PydanticCustomError
+from pydantic import ConfigDict, Field
 
+from everstep_operator.api.accelerator import Accelerator
+from everstep_operator.api.checkpoint import Checkpoint
+from everstep_operator.api.model import Flag, Model, Number, Whole
 from everstep_operator.api.rules import Rule, Transition
-from everstep_protocol import env as protocol_env
+from everstep_operator.api.trainer import Trainer
 
 GROUP = "everstep.dev"
 VERSION = "v1alpha1"
@@ -25,49 +24,6 @@ KIND = "TrainingRun"
 #: Pod names are <run>-<5 characters of its uid>-coordinator-<attempt> at the longest, and must be DNS labels of 63.
 MAX_NAME = 40
 MAX_NODES = 10_000
-
-# No "3" for 3 and no 1 for true: a manifest means here what it means to an API server.
-Whole = Annotated[int, Strict()]
-Number = Annotated[float, Strict()]
-Flag = Annotated[bool, Strict()]
-
-#: Set by everstep itself in every pod, so nobody else may.
-OWN_VARIABLES = tuple(sorted(v for k, v in vars(protocol_env).items() if k.isupper() and isinstance(v, str)))
-
-
-class Model(BaseModel):
-    """Frozen, camelCase outside and snake_case inside, no unknown fields, and the rules of its class hold."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=to_camel,
-        validate_by_name=True,
-        validate_by_alias=True,
-        serialize_by_alias=True,
-        ser_json_inf_nan="null",
-    )
-    RULES: ClassVar[tuple[Rule, ...]] = ()
-    TRANSITIONS: ClassVar[tuple[Transition, ...]] = ()
-
-    @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
-        broken = [rule.sentence(self) for rule in self.RULES if not rule.holds(self)]
-        if broken:
-            raise PydanticCustomError("rule", "{sentence}", {"sentence": "; ".join(broken)})
-        return self
-
-
-def model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model that a field of this annotation holds, also inside of a tuple or an optional."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(filter(None, map(model_in, get_args(annotation))), None)
-
-
-def fields_of(model: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Fields by the names that they have in a manifest."""
-    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 class StatusModel(Model):
@@ -90,111 +46,6 @@ class ElasticPolicy(Model):
             lambda e: e.min_nodes <= e.max_nodes,
             "self.minNodes <= self.maxNodes",
             "elasticPolicy.maxNodes {maxNodes} is below minNodes {minNodes}: raise maxNodes or lower minNodes",
-        ),
-    )
-
-
-class Accelerator(Model):
-    type: Literal["cpu"] = Field(default="cpu", description="What the ranks compute on.")
-
-
-class EnvVar(Model):
-    name: str = Field(
-        min_length=1, max_length=256, pattern=r"^[-._a-zA-Z][-._a-zA-Z0-9]*$", description="Name of the variable."
-    )
-    value: str = Field(default="", max_length=32_768, description="Its value.")
-
-    RULES = (
-        Rule(
-            lambda e: e.name not in OWN_VARIABLES,
-            f"!(self.name in [{', '.join(repr(name) for name in OWN_VARIABLES)}])",
-            "trainer.env: {name} is set by Everstep itself: remove it from env",
-        ),
-    )
-
-
-Argument = Annotated[str, StringConstraints(max_length=8_192)]
-
-
-class Trainer(Model):
-    command: tuple[Argument, ...] = Field(
-        min_length=1,
-        max_length=64,
-        description="What each rank executes, without a shell; [python, train.py] runs under everstep launch.",
-    )
-    args: tuple[Argument, ...] = Field(default=(), max_length=512, description="Arguments, appended to the command.")
-    env: tuple[EnvVar, ...] = Field(
-        default=(),
-        max_length=256,
-        description="Environment variables of the ranks, beside those of Everstep and torchrun.",
-        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
-    )
-    working_dir: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=4_096,
-        description="Folder in which the command starts.",
-    )
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        """In the CRD this is the list type `map`."""
-        names = [variable.name for variable in self.env]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            sentence = f"trainer.env has {', '.join(twice)} more than once: keep one"
-            raise PydanticCustomError("rule", "{sentence}", {"sentence": sentence})
-        return self
-
-
-class CheckpointEvery(Model):
-    steps: Whole = Field(default=100, ge=1, le=10**9, description="Optimizer steps between two checkpoints.")
-
-
-class Checkpoint(Model):
-    uri: str = Field(
-        max_length=1_024,
-        description="Where checkpoints live: s3://bucket/prefix, gs://…, az://…, file:///absolute/path.",
-    )
-    every: CheckpointEvery = Field(default=CheckpointEvery(), description="How often a checkpoint is saved.")
-    keep: Whole = Field(default=3, ge=1, le=1_000, description="Checkpoints kept; older ones are deleted.")
-    resume: Literal["auto", "never"] = Field(
-        default="auto",
-        description="auto: start from the newest verified checkpoint; never: from the beginning, also after a failure.",
-    )
-    endpoint: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=1_024,
-        description="URL of an S3 server other than Amazon's, https://host:port.",
-    )
-    region: str | None = Field(default=None, min_length=1, max_length=64, description="Region of the S3 bucket.")
-
-    RULES = (
-        Rule(
-            lambda c: re.match("[^/]+://.", c.uri) is not None,
-            "self.uri.matches('^[^/]+://.+')",
-            "checkpoint.uri {uri} has no scheme: write s3://bucket/prefix or file:///absolute/path",
-        ),
-        Rule(
-            lambda c: not c.uri.startswith("file://") or c.uri.startswith("file:///"),
-            "!self.uri.startsWith('file://') || self.uri.startsWith('file:///')",
-            "checkpoint.uri {uri} is not absolute: write file:///absolute/path, with three slashes",
-        ),
-        Rule(
-            lambda c: c.endpoint is None or c.uri.startswith("s3://"),
-            "!has(self.endpoint) || self.uri.startsWith('s3://')",
-            "checkpoint.endpoint is for s3:// only, and uri is {uri}: remove endpoint or change uri",
-        ),
-        Rule(
-            lambda c: c.endpoint is None or c.endpoint.startswith(("http://", "https://")),
-            "!has(self.endpoint) || self.endpoint.startsWith('http://') || self.endpoint.startsWith('https://')",
-            "checkpoint.endpoint is no URL: write http://host:port or https://host:port",
-        ),
-        Rule(
-            lambda c: c.region is None or c.uri.startswith("s3://"),
-            "!has(self.region) || self.uri.startsWith('s3://')",
-            "checkpoint.region is for s3:// only, and uri is {uri}: remove region or change uri",
         ),
     )
 

@@ -14,7 +14,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from everstep_operator.api.trainingrun import Checkpoint, Phase, TrainingRun, refused_changes
+from everstep_operator.api.checkpoint import Checkpoint
+from everstep_operator.api.trainingrun import Phase, TrainingRun, refused_changes
 from everstep_operator.cluster import process, s3
 from everstep_operator.cluster.local import LocalCluster
 from everstep_operator.cluster.port import ClusterError, RunKey
