@@ -6,7 +6,7 @@ from datetime import datetime
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, RunKey
 from everstep_operator.plan import make_plan, observe
-from everstep_operator.plan.model import Action, CreatePod, DeletePod, SendIntent
+from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, SendIntent
 
 #: Somebody else wrote the object in between: look again soon.
 RETRY_SECONDS = 0.2
@@ -33,6 +33,8 @@ async def reconcile(cluster: Cluster, key: RunKey, now: datetime) -> float | Non
         return RETRY_SECONDS
     except NotFound:
         return None
+    if plan.events:
+        await cluster.post_events(run, plan.events)
     for action in plan.actions:
         await _apply(cluster, run, action)
     return plan.wake_after
@@ -53,3 +55,6 @@ async def _apply(cluster: Cluster, run: TrainingRun, action: Action) -> None:
                 await cluster.delete_pod(run, name, uid, grace_seconds)
         case SendIntent(intent):
             await cluster.send_intent(run, intent)
+        case DeleteRun():
+            with suppress(NotFound, Conflict):
+                await cluster.delete_run(run)

@@ -43,6 +43,7 @@ class Failure:
     generation: int = 0
     where: str = ""  # file:line of the raising frame, if an exception
     traceback: str = ""  # at most TRACEBACK_LIMIT characters, the end kept
+    last_lines: tuple[str, ...] = ()  # what the rank printed last: at most LAST_LINES of them
 
     @property
     def fingerprint(self) -> str:
@@ -51,3 +52,6 @@ class Failure:
 
 
 TRACEBACK_LIMIT = 8_000
+#: Lines of a rank's output that go with its failure, and characters of each.
+LAST_LINES = 10
+LINE_LIMIT = 200

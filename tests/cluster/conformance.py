@@ -16,6 +16,7 @@ import pytest
 
 from everstep_operator.api.trainingrun import Phase, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, Event, NotFound, RunKey
+from everstep_operator.plan import model
 from everstep_operator.plan.model import Pod, PodSpec
 from everstep_protocol import labels
 from everstep_protocol.codec import dumps
@@ -147,6 +148,26 @@ class Conformance:
     async def test_a_run_of_another_uid_cannot_write_the_status(self, world: World, cluster: Cluster) -> None:
         with pytest.raises((NotFound, Conflict)):
             await cluster.save_status(world.another_uid(), world.run.status.model_copy(update={"message": "ghost"}))
+
+    @story
+    async def test_the_run_itself_is_deleted_by_its_uid(self, world: World, cluster: Cluster) -> None:
+        key = _key(world)
+        with pytest.raises((NotFound, Conflict)):
+            await cluster.delete_run(world.another_uid())
+        await cluster.post_events(world.run, (model.Event("Normal", "Expired", "its time to live is over"),))
+        await cluster.delete_run(await cluster.get_run(key))
+
+        async def is_gone() -> bool:
+            try:
+                await cluster.get_run(key)
+            except NotFound:
+                return True
+            return False
+
+        await until(is_gone)
+        with pytest.raises(NotFound):
+            await cluster.delete_run(world.run)
+        await cluster.post_events(world.run, (model.Event("Normal", "Expired", "nobody is there to be told"),))
 
     # Pods.
 

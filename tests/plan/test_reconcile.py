@@ -7,7 +7,7 @@ import pytest
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Conflict, NotFound, RunKey, Unavailable
-from everstep_operator.plan.model import Pod, PodSpec
+from everstep_operator.plan.model import Event, Pod, PodSpec
 from everstep_operator.reconcile import RETRY_SECONDS, reconcile
 from everstep_protocol.messages import Intent, Report, StopCause
 from tests.plan.builders import all_pods, at, dead, intent, pod, report, run, running
@@ -62,6 +62,12 @@ class Recorder:
     async def get_report(self, run: TrainingRun) -> Report | None:
         self._note("get_report")
         return self.report
+
+    async def post_events(self, run: TrainingRun, events: tuple[Event, ...]) -> None:
+        self._note("post_events")
+
+    async def delete_run(self, run: TrainingRun) -> None:
+        self._note("delete_run")
 
     async def send_intent(self, run: TrainingRun, intent: Intent) -> Report | None:
         self._note("send_intent")

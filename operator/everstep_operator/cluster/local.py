@@ -12,7 +12,9 @@ import sys
 import threading
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
@@ -20,6 +22,7 @@ from everstep_operator.cluster import shim
 from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, Event, NotFound, RunKey
 from everstep_operator.cluster.process import LEASE_SECONDS, Process, ProcessState, kill_remains
 from everstep_operator.cluster.state import StateFolder
+from everstep_operator.plan import model
 from everstep_operator.plan.model import Pod, PodSpec
 from everstep_protocol import codec, env, labels, messages
 from everstep_protocol.messages import Intent, Report
@@ -83,6 +86,14 @@ class LocalCluster:
 
     async def save_status(self, run: TrainingRun, status: Status) -> TrainingRun:
         return self.state.save_status(run, status)
+
+    async def delete_run(self, run: TrainingRun) -> None:
+        self.state.delete(run)
+
+    async def post_events(self, run: TrainingRun, events: tuple[model.Event, ...]) -> None:
+        time = datetime.now(UTC).isoformat(timespec="seconds")
+        with suppress(OSError), (self.state.path / "events.log").open("a") as log:
+            log.writelines(f"{time} {event.type} {event.reason}: {event.message}\n" for event in events)
 
     # Pods.
 

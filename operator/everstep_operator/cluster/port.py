@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
+from everstep_operator.plan import model
 from everstep_operator.plan.model import Pod, PodSpec
 from everstep_protocol.messages import Intent, Report
 
@@ -81,7 +82,9 @@ class Cluster(Protocol):
         ...
 
     async def delete_pod(self, run: TrainingRun, name: str, uid: str, grace_seconds: float) -> None:
-        """SIGTERM, and SIGKILL after the grace; 0 kills at once. A second delete may only shorten the grace.
+        """SIGTERM, and SIGKILL after the grace. A second delete may only shorten the grace.
+
+        0 forgets the pod at once, also if its node does not answer (any more) and cannot confirm its end.
 
         Raises NotFound, or Conflict if the pod of that name has another uid.
         """
@@ -97,6 +100,14 @@ class Cluster(Protocol):
 
     async def send_intent(self, run: TrainingRun, intent: Intent) -> Report | None:
         """PUT the intent; None while the coordinator does not answer."""
+        ...
+
+    async def delete_run(self, run: TrainingRun) -> None:
+        """Delete the object of this very uid; what it owns goes with it. Raises NotFound, Conflict."""
+        ...
+
+    async def post_events(self, run: TrainingRun, events: tuple[model.Event, ...]) -> None:
+        """For people who look at the run. Best effort: what cannot be posted is dropped, nothing is raised."""
         ...
 
     def watch(self) -> AsyncIterator[Event]:

@@ -6,6 +6,7 @@ lease        identity of that process, for the shims (cluster/shim.py)
 token        the run's bearer token
 port         where the coordinator listens on the loopback interface: the run's "Service"
 store.json   whether the embedded S3 server keeps the checkpoints
+events.log   what happened to the run, a line each, for people
 pods/        one folder per pod (cluster/process.py)
 s3/          the embedded S3 server, if the run has one (cluster/s3.py)
 """
@@ -123,6 +124,13 @@ class StateFolder:
                 f"{run.metadata.resource_version}"
             )
         return self._write(kept.model_copy(update={"status": status}), resource_version=_next(kept))
+
+    def delete(self, run: TrainingRun) -> None:
+        """Forget the object of this uid. The folders of its pods, with their logs, stay. Raises NotFound, Conflict."""
+        kept = self._kept()
+        if kept.metadata.uid != run.metadata.uid:
+            raise Conflict(f"the run {kept.metadata.name} has uid {kept.metadata.uid}, not {run.metadata.uid}")
+        (self.path / "run.json").unlink()
 
     def _kept(self) -> TrainingRun:
         kept = self.read()

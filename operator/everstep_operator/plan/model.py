@@ -1,6 +1,8 @@
 """The values that the planner reads and returns. Nothing here touches a cluster."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
 from everstep_operator.api.trainingrun import Status
 from everstep_protocol.messages import Intent, Report
@@ -20,6 +22,7 @@ class PodSpec:
     working_dir: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
     grace_seconds: float = 30.0  # from SIGTERM to SIGKILL
+    excluded_nodes: tuple[str, ...] = ()  # machines that it must be kept away from: status.excludedNodes
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class Pod:
     message: str = ""  # why it is Pending, in the cluster's words
     disrupted: bool = False  # evicted, preempted, drained: not counted as a restart
     run_uid: str = ""
+    # Why it waits, as one word of the cluster: the reason of its PodScheduled condition (Unschedulable), else that of
+    # the first container that waits (ErrImagePull, CreateContainerConfigError, …), else of its latest event (FailedMount).
+    waiting_reason: str = ""
+    # When it should be gone, if it is terminating: metadata.deletionTimestamp, in which the grace is counted already.
+    gone_by: datetime | None = None
+    machine: str = ""  # name of the Node that it is bound to; "": not yet
+    # Since when that Node's Ready condition has not been True; None: it is ready, or nobody may look (namespaced mode).
+    # A Node that no longer exists: since the pod's creationTimestamp.
+    machine_lost_since: datetime | None = None
+    machine_cordoned: bool = False  # spec.unschedulable: somebody is about to drain it
 
     @property
     def finished(self) -> bool:
@@ -61,7 +74,7 @@ class CreatePod:
 class DeletePod:
     name: str
     uid: str  # a precondition: never another pod of that name
-    grace_seconds: float
+    grace_seconds: float  # 0: forget it at once, whether its node confirms that or not
 
 
 @dataclass(frozen=True)
@@ -71,7 +84,23 @@ class SendIntent:
     intent: Intent
 
 
-Action = CreatePod | DeletePod | SendIntent
+@dataclass(frozen=True)
+class DeleteRun:
+    """Delete the TrainingRun itself: its time to live is over. The pods that were kept go with it."""
+
+    uid: str  # a precondition: never another run of that name
+
+
+Action = CreatePod | DeletePod | SendIntent | DeleteRun
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something happened to the run that people want to find in `kubectl describe`. Only changes make events."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str  # one CamelCase word
+    message: str
 
 
 @dataclass(frozen=True)
@@ -81,3 +110,4 @@ class Plan:
     status: Status
     actions: tuple[Action, ...] = ()
     wake_after: float | None = None  # seconds until the planner wants to look again even if nothing changes
+    events: tuple[Event, ...] = ()  # to be posted once the status is saved
