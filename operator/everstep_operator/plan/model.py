@@ -42,7 +42,7 @@ class Pod:
     disrupted: bool = False  # evicted, preempted, drained: not counted as a restart
     run_uid: str = ""
     # Why it waits, as one word of the cluster: the reason of its PodScheduled condition (Unschedulable), else that of
-    # the first container that waits (ErrImagePull, CreateContainerConfigError, …), else its latest event's (FailedMount).
+    # the first container that waits (ErrImagePull, CreateContainerConfigError), else its latest event's (FailedMount).
     waiting_reason: str = ""
     # When it should be gone, if it is terminating: metadata.deletionTimestamp, in which the grace is counted already.
     gone_by: datetime | None = None
