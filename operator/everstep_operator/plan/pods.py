@@ -17,14 +17,15 @@ _STOPPED = (EXIT_STOPPED, 128 + 15)
 
 
 def worker_name(run: TrainingRun, node: int, attempt: int) -> str:
-    return f"{_prefix(run)}-{node}-{attempt}"
+    return f"{prefix(run)}-{node}-{attempt}"
 
 
 def coordinator_name(run: TrainingRun, attempt: int) -> str:
-    return f"{_prefix(run)}-coordinator-{attempt}"
+    return f"{prefix(run)}-coordinator-{attempt}"
 
 
-def _prefix(run: TrainingRun) -> str:
+def prefix(run: TrainingRun) -> str:
+    """What the names of all objects of this very run begin with."""
     return f"{run.metadata.name}-{hashlib.sha256(run.metadata.uid.encode()).hexdigest()[:5]}"
 
 

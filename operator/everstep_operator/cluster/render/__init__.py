@@ -1,0 +1,28 @@
+"""What a run looks like on Kubernetes: pure functions from a TrainingRun to the objects that the API server gets.
+
+pod(run, spec, settings)                 the v1 Pod of a PodSpec
+children(run, settings)                  what has to be there before the first pod
+coordinator_service(run, settings, …)    one of them again, once the coordinator's pod is there
+"""
+
+from everstep_operator.cluster.render.children import children
+from everstep_operator.cluster.render.names import (
+    MAIN_CONTAINER,
+    TOKEN_KEY,
+    coordinator_url,
+    token_secret_name,
+)
+from everstep_operator.cluster.render.pod import pod
+from everstep_operator.cluster.render.service import coordinator_service
+from everstep_operator.cluster.render.settings import RenderSettings
+
+__all__ = [
+    "MAIN_CONTAINER",
+    "TOKEN_KEY",
+    "RenderSettings",
+    "children",
+    "coordinator_service",
+    "coordinator_url",
+    "pod",
+    "token_secret_name",
+]

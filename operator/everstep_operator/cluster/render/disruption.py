@@ -1,0 +1,24 @@
+"""How many workers a drain may take at a time."""
+
+from typing import Any
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.cluster.render.metadata import metadata, pods_of, run_labels
+from everstep_operator.plan.pods import prefix
+from everstep_protocol import labels
+
+
+def disruption_budget(run: TrainingRun) -> dict[str, Any] | None:
+    """None where every node is needed: such a budget would stop a drain for ever, where we can save and move."""
+    if run.spec.min_nodes >= run.spec.num_nodes:
+        return None
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(run, prefix(run), run_labels(run)),
+        "spec": {
+            "minAvailable": run.spec.min_nodes,
+            "selector": {"matchLabels": pods_of(run, labels.WORKER)},
+            "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a pod that does not run protects nobody
+        },
+    }

@@ -1,0 +1,14 @@
+"""The v1 Pod of a PodSpec."""
+
+from typing import Any
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.cluster.render.coordinator import coordinator
+from everstep_operator.cluster.render.settings import RenderSettings
+from everstep_operator.cluster.render.worker import worker
+from everstep_operator.plan.model import PodSpec
+from everstep_protocol import labels
+
+
+def pod(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[str, Any]:
+    return coordinator(run, spec, settings) if spec.role == labels.COORDINATOR else worker(run, spec, settings)
