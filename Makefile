@@ -35,9 +35,11 @@ check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m everstep_operator.api.crd --check
+	$(BIN)/python deploy/render.py --check
 
-generate: $(STAMP)  ## write the files that come from the API models
+generate: $(STAMP)  ## write the files that come from the API models and the chart
 	$(BIN)/python -m everstep_operator.api.crd
+	$(BIN)/python deploy/render.py
 
 bench: $(STAMP)  ## measure: cost per step, recovery, memory (tables of ratios to a peer in the same run)
 	$(BIN)/python benchmarks/step_overhead.py
