@@ -1,7 +1,7 @@
-"""What is generated from charts/everstep and crds/: the chart's copy of the CRD, and one manifest for `kubectl apply -f`.
+"""Write what comes from charts/everstep and crds/: the chart's copy of the CRD, one manifest for `kubectl apply -f`.
 
-    python deploy/render.py            write charts/everstep/files/trainingruns.yaml and deploy/everstep.yaml
-    python deploy/render.py --check    exit 1 if they are not fresh
+python deploy/render.py            write charts/everstep/files/trainingruns.yaml and deploy/everstep.yaml
+python deploy/render.py --check    exit 1 if they are not fresh
 """
 
 import subprocess
