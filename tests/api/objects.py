@@ -33,8 +33,8 @@ def named(name: str, spec: Object | None = None) -> Object:
     return {"apiVersion": "everstep.dev/v1alpha1", "kind": "TrainingRun", "metadata": {"name": name}, "spec": spec}
 
 
-def elastic(nodes: int, low: int, high: int) -> Object:
-    return run({"numNodes": nodes, "elasticPolicy": {"minNodes": low, "maxNodes": high}})
+def elastic(nodes: int, low: int, high: int, **more: int) -> Object:
+    return run({"numNodes": nodes, "elasticPolicy": {"minNodes": low, "maxNodes": high, **more}})
 
 
 def saved(uri: str, **more: Any) -> Object:
@@ -43,6 +43,14 @@ def saved(uri: str, **more: Any) -> Object:
 
 def backoff(**policy: Any) -> Object:
     return run({"failurePolicy": {"backoff": policy}})
+
+
+def startup(seconds: int) -> Object:
+    return run({"failurePolicy": {"startup": {"deadlineSeconds": seconds}}})
+
+
+def lost_node(**policy: float) -> Object:
+    return run({"failurePolicy": {"node": policy}})
 
 
 def ok(name: str, object: Object) -> Case:
@@ -61,7 +69,8 @@ FULL = run(
     {
         "suspend": False,
         "numNodes": 3,
-        "elasticPolicy": {"minNodes": 2, "maxNodes": 4},
+        "managedBy": "everstep.dev/operator",
+        "elasticPolicy": {"minNodes": 1, "maxNodes": 5, "step": 2},
         "numProcPerNode": 2,
         "accelerator": {"type": "cpu"},
         "checkpoint": {
@@ -72,8 +81,16 @@ FULL = run(
             "endpoint": "http://localhost:9000",
             "region": "eu-west-1",
         },
-        "failurePolicy": {"maxRestarts": 5, "backoff": {"initialSeconds": 0.5, "factor": 1.5, "maxSeconds": 60}},
+        "failurePolicy": {
+            "maxRestarts": 5,
+            "backoff": {"initialSeconds": 0.5, "factor": 1.5, "maxSeconds": 60},
+            "startup": {"deadlineSeconds": 900},
+            "node": {"graceSeconds": 5, "excludeSeconds": 300},
+        },
+        "scheduling": {"priorityClassName": "high"},
         "activeDeadlineSeconds": 3600,
+        "ttlSecondsAfterFinished": 86400,
+        "cleanPodPolicy": "All",
     },
     args=["--epochs", "3"],
     env=[{"name": "A", "value": "1"}, {"name": "B"}],
@@ -96,6 +113,16 @@ CASES: tuple[Case, ...] = (
     bad("minNodes above maxNodes", elastic(3, 4, 2), "elasticPolicy.maxNodes 2 is below minNodes 4: raise", "cel"),
     bad("numNodes below minNodes", elastic(1, 2, 4), "numNodes 1 is below elasticPolicy.minNodes 2: raise", "cel"),
     bad("numNodes above maxNodes", elastic(5, 2, 4), "numNodes 5 is above elasticPolicy.maxNodes 4: lower", "cel"),
+    ok("sizes in steps", elastic(6, 2, 10, step=4)),
+    ok("a step that fits once", elastic(2, 2, 10, step=8)),
+    bad("maxNodes off the steps", elastic(2, 2, 5, step=2), "maxNodes 5 is not minNodes 2 plus a multiple", "cel"),
+    bad(
+        "numNodes off the steps",
+        elastic(3, 2, 4, step=2),
+        "numNodes 3 is not elasticPolicy.minNodes 2 plus a multiple of step 2: change numNodes",
+        "cel",
+    ),
+    bad("step 0", elastic(2, 2, 4, step=0), "spec.elasticPolicy.step must be at least 1, not 0"),
     bad("maxNodes missing", run({"elasticPolicy": {"minNodes": 1}}), "spec.elasticPolicy.maxNodes is missing"),
     # checkpoints
     ok("S3", saved("s3://bucket/prefix")),
@@ -123,6 +150,22 @@ CASES: tuple[Case, ...] = (
     ),
     ok("deadline", run({"activeDeadlineSeconds": 1})),
     bad("deadline 0", run({"activeDeadlineSeconds": 0}), "activeDeadlineSeconds must be at least 1, not 0"),
+    bad("start-up deadline 0", startup(0), "failurePolicy.startup.deadlineSeconds must be at least 1, not 0"),
+    ok("start-up deadline", startup(60)),
+    ok("lost nodes are replaced at once", lost_node(graceSeconds=0, excludeSeconds=0)),
+    bad("a grace in the past", lost_node(graceSeconds=-1), "node.graceSeconds must be at least 0, not -1"),
+    bad("an exclusion in the past", lost_node(excludeSeconds=-1), "node.excludeSeconds must be at least 0, not -1"),
+    # the end
+    ok("gone at once", run({"ttlSecondsAfterFinished": 0})),
+    bad("TTL -1", run({"ttlSecondsAfterFinished": -1}), "ttlSecondsAfterFinished must be at least 0, not -1"),
+    ok("keep all pods", run({"cleanPodPolicy": "None"})),
+    bad("keep some pods", run({"cleanPodPolicy": "Some"}), "must be 'Running', 'All' or 'None', not \"Some\""),
+    # who looks after it, and how it competes
+    ok("another manager", run({"managedBy": "kueue.x-k8s.io/multikueue"})),
+    bad("a manager without a domain", run({"managedBy": "me"}), "managedBy me names no manager: write domain", "cel"),
+    bad("an empty manager", run({"managedBy": ""}), "names no manager: write domain/name", "cel"),
+    ok("a priority", run({"scheduling": {"priorityClassName": "high"}})),
+    bad("no priority at all", run({"scheduling": {"priorityClassName": ""}}), "priorityClassName must not be empty"),
     # the command and its variables
     bad("no command", run(command=[]), "spec.trainer.command must have at least 1 item, and has 0"),
     bad("command missing", run({"trainer": {"args": ["x"]}}), "spec.trainer.command is missing"),
@@ -163,7 +206,23 @@ CASES: tuple[Case, ...] = (
     change("a trainer with the resume", SUSPENDED, run({"numNodes": 2}, args=["--lr", "1"])),
     change("a trainer on the way", run(), run(args=["--lr", "1"]), "trainer changes only while the run is suspended"),
     change("a trainer with suspend", run(), run({"suspend": True}, args=["1"]), "trainer changes only while"),
-    change("numNodes on the way", run(), run({"numNodes": 2}), "numNodes changes only while"),
+    change("a TTL", run(), run({"ttlSecondsAfterFinished": 9})),
+    change("which pods are kept", run(), run({"cleanPodPolicy": "None"})),
+    change("a start-up deadline", run(), startup(60)),
+    change("numNodes in the bounds", elastic(2, 2, 4), elastic(4, 2, 4)),
+    change("numNodes on the way", run(), run({"numNodes": 2}), "numNodes of a running run changes only within"),
+    change("numNodes while suspended", SUSPENDED, run({"suspend": True, "numNodes": 2})),
+    change(
+        "numNodes with new bounds",
+        run({"numNodes": 2}),
+        elastic(3, 2, 4),
+        "elasticPolicy changes only while the run is suspended",
+    ),
+    change("a priority on the way", run(), run({"scheduling": {"priorityClassName": "a"}}), "scheduling changes only"),
+    change("a manager that is the same", run({"managedBy": "a.b/c"}), run({"managedBy": "a.b/c", "suspend": True})),
+    change("a manager given later", run(), run({"managedBy": "a.b/c"}), "managedBy never changes, or two"),
+    change("another manager", run({"managedBy": "a.b/c"}), run({"managedBy": "a.b/d"}), "managedBy never changes"),
+    change("a manager while suspended", SUSPENDED, run({"suspend": True, "managedBy": "a/b"}), "managedBy never"),
     change("elasticPolicy on the way", elastic(3, 2, 4), elastic(3, 2, 5), "elasticPolicy changes only while"),
     change("elasticPolicy taken away", elastic(3, 2, 4), run({"numNodes": 3}), "elasticPolicy changes only while"),
     change("ranks on the way", run(), run({"numProcPerNode": 2}), "numProcPerNode changes only while"),

@@ -79,6 +79,7 @@ def _columns() -> Iterator[dict[str, Any]]:
         ("Age", "date", ".metadata.creationTimestamp", 0),
         ("Reason", "string", ".status.reason", 1),
         ("LastCheckpoint", "string", ".status.lastCheckpoint.uri", 1),
+        ("ETA", "string", ".status.progress.eta", 1),  # a `date` would be shown as an age
     ):
         yield {"name": name, "type": type_, "jsonPath": path} | ({"priority": priority} if priority else {})
 

@@ -12,18 +12,24 @@ from pydantic import ConfigDict, Field
 
 from everstep_operator.api.accelerator import Accelerator
 from everstep_operator.api.checkpoint import Checkpoint
-from everstep_operator.api.model import Flag, Model, Number, Whole
+from everstep_operator.api.elastic import MAX_NODES, ElasticPolicy
+from everstep_operator.api.failure_policy import FailurePolicy
+from everstep_operator.api.model import Flag, Model, Whole
 from everstep_operator.api.rules import Rule, Transition
+from everstep_operator.api.scheduling import Scheduling
 from everstep_operator.api.trainer import Trainer
+from everstep_protocol.reasons import LAST_LINES
 
 GROUP = "everstep.dev"
 VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "TrainingRun"
 
+#: spec.managedBy of the runs that Everstep's operator looks after; so are those that name nobody.
+MANAGER = f"{GROUP}/operator"
+
 #: Pod names are <run>-<5 characters of its uid>-coordinator-<attempt> at the longest, and must be DNS labels of 63.
 MAX_NAME = 40
-MAX_NODES = 10_000
 
 
 class StatusModel(Model):
@@ -33,54 +39,6 @@ class StatusModel(Model):
 
 
 # --- spec -----------------------------------------------------------------------------------------------------------
-
-
-class ElasticPolicy(Model):
-    min_nodes: Whole = Field(
-        ge=1, le=MAX_NODES, description="Training starts, and goes on after a loss, with this many nodes at least."
-    )
-    max_nodes: Whole = Field(ge=1, le=MAX_NODES, description="numNodes may be set up to this many.")
-
-    RULES = (
-        Rule(
-            lambda e: e.min_nodes <= e.max_nodes,
-            "self.minNodes <= self.maxNodes",
-            "elasticPolicy.maxNodes {maxNodes} is below minNodes {minNodes}: raise maxNodes or lower minNodes",
-        ),
-    )
-
-
-class BackoffPolicy(Model):
-    initial_seconds: Number = Field(
-        default=1.0,
-        ge=0,
-        le=86_400,
-        description="Wait before the second restart in a row that brought no progress.",
-    )
-    factor: Number = Field(default=2.0, ge=1, le=100, description="Each further wait is this many times longer.")
-    max_seconds: Number = Field(default=300.0, ge=0, le=86_400, description="No wait is longer.")
-
-    RULES = (
-        Rule(
-            lambda b: b.initial_seconds <= b.max_seconds,
-            # An API server checks the default {} of this object before it fills in the defaults of the fields.
-            "!has(self.initialSeconds) || !has(self.maxSeconds) || self.initialSeconds <= self.maxSeconds",
-            "backoff.maxSeconds {maxSeconds} is below initialSeconds {initialSeconds}: "
-            "raise maxSeconds or lower initialSeconds",
-        ),
-    )
-
-
-class FailurePolicy(Model):
-    max_restarts: Whole = Field(
-        default=10,
-        ge=0,
-        le=1_000_000,
-        description="How often the run restarts after failures. Preemption, drain and suspension do not count.",
-    )
-    backoff: BackoffPolicy = Field(
-        default=BackoffPolicy(), description="Waits between restarts that bring no progress; +-20 % spread."
-    )
 
 
 def _fixed(field: str, alias: str, default: bool = False) -> Transition:
@@ -95,12 +53,38 @@ def _fixed(field: str, alias: str, default: bool = False) -> Transition:
     )
 
 
+_MANAGER = "^[a-z0-9.-]+/[A-Za-z0-9._/-]+$"
+_RESIZED = Transition(
+    lambda old, new: old.suspend or old.num_nodes == new.num_nodes or new.elastic_policy is not None,
+    "oldSelf.suspend || self.numNodes == oldSelf.numNodes || has(self.elasticPolicy)",
+    "numNodes of a running run changes only within its elasticPolicy: set suspend to true first, "
+    "and then change numNodes, or give it an elasticPolicy with minNodes and maxNodes",
+)
+_SAME_MANAGER = Transition(
+    lambda old, new: old.managed_by == new.managed_by,
+    "has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
+    "managedBy never changes, or two managers could hold the run at once: delete the run and create it anew",
+)
+
+
 class Spec(Model):
     suspend: Flag = Field(
         default=False,
         description="true: save a checkpoint, stop all pods and wait; false: go on from there.",
     )
-    num_nodes: Whole = Field(default=1, ge=1, le=MAX_NODES, description="Nodes that train together, one pod each.")
+    managed_by: str | None = Field(
+        default=None,
+        max_length=63,
+        description="Who looks after the run, as domain/name. Default: Everstep's operator; it leaves the runs of "
+        "others alone.",
+    )
+    num_nodes: Whole = Field(
+        default=1,
+        ge=1,
+        le=MAX_NODES,
+        description="Nodes that train together, one pod each. kubectl scale and autoscalers change it, within "
+        "elasticPolicy: the run saves at an agreed step and goes on with the new number.",
+    )
     elastic_policy: ElasticPolicy | None = Field(
         default=None, description="Bounds for the number of nodes. Default: exactly numNodes."
     )
@@ -111,12 +95,27 @@ class Spec(Model):
         default=None,
         description="Where and how often to save. Without it a restart begins at step 0.",
     )
-    failure_policy: FailurePolicy = Field(default=FailurePolicy(), description="What to do when ranks or pods die.")
+    failure_policy: FailurePolicy = Field(
+        default=FailurePolicy(), description="What to do when ranks, pods or nodes die, or do not come up."
+    )
+    scheduling: Scheduling = Field(default=Scheduling(), description="How the pods compete with those of others.")
     active_deadline_seconds: Whole | None = Field(
         default=None,
         ge=1,
         le=10**9,
         description="The run fails this many seconds after it was started or resumed; it saves a checkpoint first.",
+    )
+    ttl_seconds_after_finished: Whole | None = Field(
+        default=None,
+        ge=0,
+        le=10**9,
+        description="The TrainingRun and its pods are deleted so long after it Succeeded or Failed. Checkpoints stay. "
+        "Default: it is kept.",
+    )
+    clean_pod_policy: Literal["Running", "All", "None"] = Field(
+        default="Running",
+        description="Pods to delete when the run is over: those that still run, so that the logs of the others can "
+        "be read; all; or none.",
     )
 
     RULES = (
@@ -132,14 +131,33 @@ class Spec(Model):
             "numNodes {numNodes} is above elasticPolicy.maxNodes {elasticPolicy.maxNodes}: "
             "lower numNodes or raise maxNodes",
         ),
+        Rule(
+            lambda s: (
+                s.elastic_policy is None or (s.num_nodes - s.elastic_policy.min_nodes) % s.elastic_policy.step == 0
+            ),
+            "!has(self.elasticPolicy) || (self.numNodes - self.elasticPolicy.minNodes) % self.elasticPolicy.step == 0",
+            "numNodes {numNodes} is not elasticPolicy.minNodes {elasticPolicy.minNodes} plus a multiple of step "
+            "{elasticPolicy.step}: change numNodes",
+        ),
+        Rule(
+            lambda s: s.managed_by is None or re.fullmatch(_MANAGER, s.managed_by) is not None,
+            f"!has(self.managedBy) || self.managedBy.matches('{_MANAGER}')",
+            "managedBy {managedBy} names no manager: write domain/name, or remove it for Everstep's own operator",
+        ),
     )
     TRANSITIONS = (
-        _fixed("num_nodes", "numNodes", default=True),
+        _SAME_MANAGER,
+        _RESIZED,
         _fixed("elastic_policy", "elasticPolicy"),
         _fixed("num_proc_per_node", "numProcPerNode", default=True),
         _fixed("trainer", "trainer", default=True),
         _fixed("checkpoint", "checkpoint"),
+        _fixed("scheduling", "scheduling", default=True),
     )
+
+    @property
+    def managed_by_us(self) -> bool:
+        return self.managed_by in (None, MANAGER)
 
     @property
     def min_nodes(self) -> int:
@@ -171,7 +189,8 @@ class Phase(StrEnum):
 
 class Condition(StatusModel):
     type: str = Field(
-        max_length=316, description="Complete, Failed, Suspended, ProgressReported or CheckpointsDurable."
+        max_length=316,
+        description="Complete, Failed, Suspended, PodsRunning, Moving, ProgressReported or CheckpointsDurable.",
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
@@ -206,6 +225,10 @@ class Attempt(StatusModel):
     signal: int | None = Field(default=None, description="The signal that ended it, if one did.")
     step: int = Field(default=0, ge=0, description="Last optimizer step that it had entered.")
     time: datetime = Field(description="When the operator learnt of it.")
+    node_name: str = Field(default="", max_length=253, description="The Kubernetes Node it happened on, where known.")
+    last_lines: tuple[str, ...] = Field(
+        default=(), max_length=LAST_LINES, description="What the rank printed last, where known."
+    )
 
 
 class ProgressStatus(StatusModel):
@@ -215,6 +238,7 @@ class ProgressStatus(StatusModel):
     epoch: int = Field(default=0, ge=0, description="Epoch, from 0.")
     loss: float | None = Field(default=None, description="Latest training loss.")
     samples_per_second: float | None = Field(default=None, ge=0, description="Of all ranks together.")
+    eta: datetime | None = Field(default=None, description="When maxSteps will be reached at the pace of now.")
     updated_at: datetime | None = Field(default=None, description="When these numbers last changed.")
 
 
@@ -242,6 +266,20 @@ class GoodputStatus(StatusModel):
     )
 
 
+class ExcludedNode(StatusModel):
+    name: str = Field(max_length=253, description="Name of the Kubernetes Node.")
+    reason: str = Field(default="", max_length=1_024, description="What happened there.")
+    until: datetime = Field(description="From then on pods of this run may be placed on it again.")
+
+
+class Refusal(StatusModel):
+    """The cluster does not let a pod be created."""
+
+    message: str = Field(max_length=4_096, description="In the cluster's words.")
+    count: int = Field(ge=1, description="Refusals in a row; the wait before the next attempt grows with them.")
+    time: datetime = Field(description="When the last attempt was refused.")
+
+
 class Status(StatusModel):
     phase: Phase | None = Field(
         default=None, description="Pending, Starting, Running, Restarting, Suspended, Succeeded or Failed."
@@ -251,7 +289,7 @@ class Status(StatusModel):
     conditions: tuple[Condition, ...] = Field(
         default=(),
         max_length=32,
-        description="Complete, Failed, Suspended, ProgressReported; for kubectl wait.",
+        description="Complete, Failed, Suspended, PodsRunning, Moving, …; for kubectl wait.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     observed_generation: int | None = Field(default=None, ge=0, description="metadata.generation that this is about.")
@@ -276,6 +314,12 @@ class Status(StatusModel):
         description="Saving has failed since then: a failure loses all work since lastCheckpoint.",
     )
     goodput: GoodputStatus | None = Field(default=None, description="Where the time went.")
+    excluded_nodes: tuple[ExcludedNode, ...] = Field(
+        default=(), max_length=100, description="Nodes that were lost, and are avoided for a while."
+    )
+    refusal: Refusal | None = Field(
+        default=None, description="Why the missing pods cannot be created (quota, admission)."
+    )
 
     def condition(self, type: str) -> Condition | None:
         return next((c for c in self.conditions if c.type == type), None)
