@@ -51,9 +51,9 @@ def main() -> None:
         checkpoints = newest_first(entry.key for entry in storage.list(MARKERS))
         calls = state(storage, checkpoints[0])["calls"]
         fitted = next(c for c in checkpoints if c.call == 1)  # what the first Trainer call, the fit, ended with
-        final = state(storage, fitted)
+        final = state(storage, fitted)["checkpoint"]
     digest, count = hashlib.sha256(), 0
-    for path, tensor in sorted(tensors({"model": final["model"], "optimizers": final["optimizers"]})):
+    for path, tensor in sorted(tensors({key: final[key] for key in ("state_dict", "optimizer_states")})):
         digest.update(f"{path} {tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
         count += 1

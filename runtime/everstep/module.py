@@ -1,11 +1,13 @@
 """LightningModule: a torch module that says how it trains."""
 
-from typing import TYPE_CHECKING, Any, Literal
+import os
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from everstep import seed
+from everstep.hparams import Hyperparameters, build
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -13,11 +15,13 @@ if TYPE_CHECKING:
     from everstep.trainer import Trainer
 
 
-class LightningModule(nn.Module):
+class LightningModule(Hyperparameters, nn.Module):
     """Define `training_step` and `configure_optimizers`, and what else you need. The order of hooks is in
     everstep/trainer/hooks.py."""
 
     _trainer: "Trainer | None" = None
+    #: Whether a checkpoint has to have exactly the module's keys.
+    strict_loading: bool = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         seed.ensure_seeded()  # before the first layer draws its weights
@@ -117,6 +121,39 @@ class LightningModule(nn.Module):
         for name, value in dictionary.items():
             self.log(name, value, **kwargs)
 
+    # Checkpoints.
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | os.PathLike[str],
+        map_location: Any = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A module with the weights and hyper-parameters of a file that Everstep or Lightning wrote.
+
+        Args:
+            checkpoint_path: path or URL.
+            map_location: as torch.load's; default: as saved, where that device is here.
+            strict: the file has exactly the module's keys; default: the module's `strict_loading`.
+            kwargs: arguments of __init__, which win over the file's.
+
+        Raises:
+            ConfigurationError: there is no such file, it needs unpickling, an argument of __init__ is missing, or the
+                weights do not fit; names the keys.
+        """
+        from everstep.checkpoint import ckpt
+        from everstep.trainer.state import load_weights
+
+        checkpoint = ckpt.read(checkpoint_path, map_location)
+        module: Self = build(cls, checkpoint, "module", kwargs)
+        module.on_load_checkpoint(checkpoint)
+        state = checkpoint["state_dict"]
+        load_weights(module, state, module.strict_loading if strict is None else strict)
+        first = next((value for value in state.values() if isinstance(value, Tensor)), None)
+        return module if first is None else module.to(first.device)
+
     # What a module defines.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,10 +193,11 @@ class LightningModule(nn.Module):
     # The hooks.
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be saved; add tensors and JSON values to the dict. Called on every rank."""
+        """A checkpoint is about to be saved: the whole of it, with Lightning's keys ("state_dict" …), to be changed or
+        added to with tensors and plain data. Called on every rank."""
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """A fit resumes; the dict that `on_save_checkpoint` filled."""
+        """A checkpoint is about to be loaded, as `on_save_checkpoint` left it. Called before the weights are."""
 
     def setup(self, stage: str) -> None:
         """A Trainer call begins, in every process. `stage`: fit, validate, test or predict."""

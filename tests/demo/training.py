@@ -34,8 +34,9 @@ class Training(Session):
         final = next(name for name in self.checkpoint_names() if name.call == 1)
         marker = read_marker(storage, final)
         state, _ = read_state(storage, final, marker, 0, marker.world_size)
-        moments = state["optimizers"][0]["state"]
+        state = state["checkpoint"]
+        moments = state["optimizer_states"][0]["state"]
         digest = hashlib.sha256()
-        for tensor in [*state["model"].values(), *(moment["exp_avg"] for _, moment in sorted(moments.items()))]:
+        for tensor in [*state["state_dict"].values(), *(moment["exp_avg"] for _, moment in sorted(moments.items()))]:
             digest.update(tensor.contiguous().numpy().tobytes())
         return digest.hexdigest()

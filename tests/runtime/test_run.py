@@ -192,7 +192,7 @@ def test_a_stream_resumes_at_every_boundary(tmp_path: Path, dataset: Any, accumu
 def test_a_stream_refuses_another_world(tmp_path: Path) -> None:
     memory = Memory(every_steps=2)
     trainer(tmp_path, memory).fit(Net(), DataLoader(Draws(), batch_size=4))
-    memory.saved[0].shared["fit"]["world_size"] = 2
+    memory.saved[0].shared["checkpoint"]["everstep"]["fit"]["world_size"] = 2
     with pytest.raises(
         ConfigurationError, match="that 2 ranks have read cannot be divided anew over 1: run with 2 ranks"
     ):

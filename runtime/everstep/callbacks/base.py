@@ -26,10 +26,11 @@ class Callback:
         """Take back what `state_dict` gave."""
 
     def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
-        """A checkpoint is about to be saved; add tensors and JSON values to the dict. Called on every rank."""
+        """A checkpoint is about to be saved: the whole of it, with Lightning's keys ("state_dict" …), to be changed or
+        added to with tensors and plain data. Called on every rank."""
 
     def on_load_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
-        """A fit resumes; the dict that `on_save_checkpoint` filled."""
+        """A checkpoint is being loaded, as `on_save_checkpoint` left it."""
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         """A Trainer call begins. `stage`: fit, validate, test or predict."""

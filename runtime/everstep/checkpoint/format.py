@@ -1,8 +1,9 @@
 """How a state becomes bytes: a tree as JSON, its tensors as safetensors. Nothing here can execute what it reads.
 
 A tree is made of dicts, lists, tuples, None, booleans, whole numbers of any size, floats (NaN and infinities too),
-strings, bytes, tensors and numpy arrays. As JSON it looks like itself; what JSON cannot say is an object with one key
-that begins with `$`: {"$tensor": name}, {"$tuple": […]}, {"$dict": [[key, value], …]} for keys that are no strings.
+strings, bytes, tensors, their types and devices, and numpy arrays. As JSON it looks like itself; what JSON cannot say
+is an object with one key that begins with `$`: {"$tensor": name}, {"$tuple": […]}, {"$dict": [[key, value], …]} for
+keys that are no strings.
 
 index.json               Index: the tree that all ranks share, and where the pieces of its tensors are
 shard-<rank>.safetensors the pieces that this rank wrote
@@ -69,6 +70,10 @@ def to_json(tree: Any, root: str) -> tuple[Any, dict[str, torch.Tensor]]:
             return int(value) if value.bit_length() <= 1024 else {"$int": hex(value)}
         if isinstance(value, float):
             return float(value) if math.isfinite(value) else {"$float": repr(float(value))}
+        if isinstance(value, torch.dtype):
+            return {"$dtype": dtype_name(value)}
+        if isinstance(value, torch.device):
+            return {"$device": str(value)}
         if isinstance(value, bytes | bytearray):
             return {"$bytes": base64.b64encode(value).decode()}
         if isinstance(value, Mapping):
@@ -113,13 +118,15 @@ def from_json(data: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         "$scalar": lambda name: tensors[name].numpy()[()],
         "$int": lambda text: int(text, 16),
         "$float": float,
+        "$dtype": dtype_of,
+        "$device": torch.device,
         "$bytes": lambda text: base64.b64decode(text, validate=True),
         "$tuple": lambda items: tuple(walk(item) for item in items),
         "$dict": keyed,
     }
     try:
         return walk(data)
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
         raise Damaged(f"not a state of this format ({type(error).__name__}: {error})") from None
 
 

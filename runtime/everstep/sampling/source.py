@@ -35,6 +35,12 @@ class Source(Protocol):
             ConfigurationError: training cannot go on from there with this loader.
         """
 
+    def rounds_of(self, position: int) -> int:
+        """Rounds of the epoch that are done at a position."""
+
+    def position_of(self, rounds: int) -> int:
+        """The position after so many rounds."""
+
     def samples(self, micro: Micro, batch: Any) -> int:
         """How many samples of this rank the batch counts."""
 
@@ -113,6 +119,12 @@ class Positions:
                 "same data and limit_train_batches, or start with an empty checkpoint prefix"
             )
 
+    def rounds_of(self, position: int) -> int:
+        return -(-position // self.shape.round_size)
+
+    def position_of(self, rounds: int) -> int:
+        return min(rounds * self.shape.round_size, self.end)
+
     def samples(self, micro: Micro, batch: Any) -> int:
         return micro.stop - micro.start if micro.weight else 0
 
@@ -174,6 +186,12 @@ class Batches:
                 f"{self.strategy.world_size}: run with {world_size} ranks, or give a map-style dataset"
             )
         self.shape = Shape(1, state["accumulation"])
+
+    def rounds_of(self, position: int) -> int:
+        return position
+
+    def position_of(self, rounds: int) -> int:
+        return rounds
 
     def samples(self, micro: Micro, batch: Any) -> int:
         return batch_size_of(batch)

@@ -15,6 +15,7 @@ from everstep.trainer.evaluate import Evaluation, takes_index
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
+from everstep.trainer.state import dump, load
 from everstep_protocol.messages import Stage
 
 if TYPE_CHECKING:
@@ -197,47 +198,12 @@ class Fit:
 
     def state(self) -> Tree:
         """Everything a resume needs that is the same on every rank."""
-        trainer = self.trainer
-        hooks: Tree = {}
-        for callback in trainer.callbacks:
-            callback.on_save_checkpoint(trainer, self.module, hooks)
-        self.module.on_save_checkpoint(hooks)
-        return {
-            "fit": {
-                "global_step": trainer.global_step,
-                "first_step": self.first_step,
-                "epoch": trainer.current_epoch,
-                "position": self.position,
-                "source": self.source.state(),
-                "world_size": self.strategy.world_size,
-            },
-            "seed": self.seed,
-            "model": dict(self.module.state_dict()),
-            "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
-            "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
-            "callbacks": {callback.state_key: callback.state_dict() for callback in trainer.callbacks},
-            "loggers": [logger.state_dict() for logger in self.logs.loggers],
-            "hooks": hooks,
-            "metrics": dict(self.logs.callback_metrics),
-        }
+        return {"checkpoint": dump(self.trainer, self)}
 
     def _load(self, restored: Restored) -> None:
-        trainer, shared = self.trainer, restored.shared
-        fit = shared["fit"]
-        self.source.check(fit["source"], fit["world_size"])
-        self.seed = shared["seed"]
-        trainer.global_step, trainer.current_epoch = fit["global_step"], fit["epoch"]
-        self.first_step, self.position = fit["first_step"], fit["position"]
+        trainer = self.trainer
+        load(trainer, self, restored.shared["checkpoint"])
         self._saved_step = trainer.global_step - self.first_step
-        load_model(self.module, shared["model"])
-        for optimizer, state in zip(trainer.optimizers, shared["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        for config, state in zip(trainer.lr_scheduler_configs, shared["schedulers"], strict=True):
-            config.scheduler.load_state_dict(state)
-        load_callbacks(trainer, self.module, shared)
-        for logger, state in zip(self.logs.loggers, shared["loggers"], strict=False):
-            logger.load_state_dict(state)
-        self.logs.callback_metrics.update(shared["metrics"])
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank["means"])
             self._stream_state = restored.rank["stream"]
@@ -267,7 +233,7 @@ class Fit:
 
     def _micros_before(self) -> int:
         """batch_idx of the next micro-batch: in the world that the run began with, the number of rounds so far."""
-        return -(-self.position // self.source.shape.round_size)
+        return self.source.rounds_of(self.position)
 
     def _max_steps(self) -> int | None:
         """Optimizer steps when all is done, of the run."""
@@ -370,29 +336,6 @@ class Fit:
         self.validation.run()
         self.run_.stage(Stage.TRAINING)
         self.logs.mode = True
-
-
-def load_model(module: LightningModule, state: Tree) -> None:
-    """
-    Raises:
-        ConfigurationError: the checkpoint is of another model; names what is missing, unexpected or of another shape.
-    """
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise ConfigurationError(
-            f"the checkpoint does not fit {type(module).__name__}: {error}. Has the model changed? Take the "
-            "change back, or start with an empty checkpoint prefix"
-        ) from None
-
-
-def load_callbacks(trainer: "Trainer", module: LightningModule, shared: Tree) -> None:
-    """State of callbacks and the user's own, of a resumed or completed fit."""
-    for callback in trainer.callbacks:
-        if callback.state_key in shared["callbacks"]:
-            callback.load_state_dict(shared["callbacks"][callback.state_key])
-        callback.on_load_checkpoint(trainer, module, shared["hooks"])
-    module.on_load_checkpoint(shared["hooks"])
 
 
 def _loss_of(outputs: Any, module: LightningModule) -> Tensor:

@@ -251,7 +251,7 @@ class Run:
         if restored.rank is not None:
             rng.set_state(restored.rank["rng"])
         else:  # another world: nobody's state is this rank's
-            seed = restored.shared.get("seed", 0)
+            seed = restored.shared.get("checkpoint", {}).get("everstep", {}).get("seed", 0)
             rng.seed_generators(
                 rng.derive(seed, "world", self.environment.world_size, restored.step, self.environment.rank)
             )

@@ -20,11 +20,12 @@ from everstep.module import LightningModule
 from everstep.precision import Precision
 from everstep.strategies import DDPStrategy, Strategy
 from everstep.trainer.evaluate import Evaluation, Stage
-from everstep.trainer.fit import Fit, load_callbacks, load_model
+from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
 from everstep.trainer.logs import Logs
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
+from everstep.trainer.state import load_module
 from everstep_protocol.messages import Stage as BoardStage
 
 State = Literal["fit", "validate", "test", "predict"]
@@ -137,6 +138,7 @@ class Trainer:
         self.optimizers: list[torch.optim.Optimizer] = []
         self.lr_scheduler_configs: list[SchedulerConfig] = []
         self.lightning_module: LightningModule | None = None
+        self.datamodule: LightningDataModule | None = None
 
     # The four verbs.
 
@@ -235,7 +237,9 @@ class Trainer:
         self.strategy.connect(self.run.environment)
         self.run.open(self.strategy)
         begun = self.run.begin(kind)
-        self.lightning_module, model.trainer = model, self
+        self.lightning_module, self.datamodule, model.trainer = model, datamodule, self
+        if datamodule is not None:
+            datamodule.trainer = self
         hooks = Hooks(self, model, self.callbacks, datamodule)
         self.state, self.logs.mode = kind, False
         try:
@@ -275,8 +279,7 @@ class Trainer:
         self.global_step, self.current_epoch = record["global_step"], record["current_epoch"]
         self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
         if begun.restored is not None:
-            load_model(model, begun.restored.shared["model"])
-            load_callbacks(self, model, begun.restored.shared)
+            load_module(self, begun.restored.shared["checkpoint"])
         return None
 
     def _validation(

@@ -1,0 +1,241 @@
+"""One-file checkpoints, `.ckpt`: Lightning's keys and one of our own, in torch's file format.
+
+Lightning reads them, and `torch.load(path, weights_only=True)`. We read Lightning's. Nothing that is read is ever
+unpickled into anything but data; `everstep checkpoint convert --trust` is the one exception.
+"""
+
+import contextlib
+import os
+import pickle
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import torch
+
+from everstep.checkpoint.format import from_json, to_json
+from everstep.checkpoint.storage import CHUNK_BYTES, Body, Storage, open_storage
+from everstep.errors import ConfigurationError, StorageError
+
+#: Of what is under "everstep". A reader refuses a higher one.
+FORMAT = 1
+#: The Lightning whose layout of keys ours is.
+LIGHTNING_LAYOUT = "2.6.0"
+
+Tree = dict[str, Any]
+
+
+def is_url(place: str) -> bool:
+    return "://" in place and not place.startswith("file://")
+
+
+def as_place(path: str | os.PathLike[str]) -> str:
+    """An absolute path, or a URL as it is."""
+    place = os.fspath(path)
+    if place.startswith("file://"):
+        place = urlsplit(place).path
+    return place if is_url(place) else os.path.realpath(os.path.expanduser(place))
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder.rstrip('/')}/{name}"
+
+
+# Writing.
+
+
+def data_of(checkpoint: Tree) -> tuple[Any, dict[str, torch.Tensor]]:
+    """Its tree and its tensors, without copies, to be put together again by `write`.
+
+    Raises:
+        ConfigurationError: it holds something that is no data, such as an object of a class; says where.
+    """
+    return to_json(checkpoint, "checkpoint")
+
+
+def write(place: str, tree: Any, tensors: dict[str, torch.Tensor]) -> int:
+    """Write the file, piece by piece: it never exists in memory. Readers see all of it, or what was there before.
+
+    Returns its size in bytes.
+
+    Raises:
+        StorageError: it could not be written.
+    """
+    checkpoint = _without_numpy(from_json(tree, tensors))
+    written = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal written
+        written = 0
+        for piece in _pumped(lambda file: torch.save(checkpoint, file)):
+            written += len(piece)
+            yield piece
+
+    size = sum(tensor.nbytes for tensor in tensors.values())  # what decides how a store puts it
+    storage, key = _open(place)
+    storage.put(key, Body(size, pieces))
+    return written
+
+
+def _pumped(save: Callable[[Any], None]) -> Iterator[bytes]:
+    """What `save` writes into the file it is given, as pieces: torch can only push, a store can only pull."""
+    source, sink = os.pipe()
+    failure: list[BaseException] = []
+
+    def push() -> None:
+        try:
+            with os.fdopen(sink, "wb") as file:
+                save(file)
+        except BrokenPipeError:  # nobody wants the rest
+            pass
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=push, name="everstep-ckpt", daemon=True)
+    with os.fdopen(source, "rb", buffering=0) as file:
+        thread.start()
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
+    thread.join()
+    if failure:
+        raise failure[0]
+
+
+def _without_numpy(value: Any) -> Any:
+    """Arrays as tagged tensors, numbers as Python's: torch's safe reader knows no numpy."""
+    if isinstance(value, np.ndarray):
+        return {"$array": torch.from_numpy(value)}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _without_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_numpy(item) for item in value)
+    return value
+
+
+def _with_numpy(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"$array"}:
+            return value["$array"].numpy()
+        return {key: _with_numpy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple) and type(value) in (list, tuple):
+        return type(value)(_with_numpy(item) for item in value)
+    return value
+
+
+# Reading.
+
+
+def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False, pickled: Any = None) -> Tree:
+    """The checkpoint in a file or at a URL.
+
+    Args:
+        map_location: as torch.load's; None: as saved where that device is here, else on the CPU.
+        mmap: leave tensors in the file until they are used; for a look at one.
+        pickled: a pickle module, for files that are trusted.
+
+    Raises:
+        ConfigurationError: there is none, it is no checkpoint, it needs unpickling, or a newer everstep wrote it.
+        StorageError: it cannot be reached, or is damaged.
+    """
+    place = as_place(place)
+    how: dict[str, Any] = {"map_location": _here if map_location is None else map_location}
+    how |= {"weights_only": True} if pickled is None else {"weights_only": False, "pickle_module": pickled}
+    try:
+        if is_url(place):
+            with tempfile.TemporaryFile() as file:
+                storage, key = _open(place)
+                for piece in storage.get(key):
+                    file.write(piece)
+                file.seek(0)
+                checkpoint = torch.load(file, **how)
+        else:
+            checkpoint = torch.load(place, mmap=mmap and zipfile.is_zipfile(place), **how)
+    except (FileNotFoundError, IsADirectoryError):
+        raise ConfigurationError(f"there is no checkpoint file {place}{_neighbours(place)}") from None
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(_needs_trust(place, str(error))) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise StorageError(f"{place} is damaged, or no checkpoint file: {str(error).splitlines()[0]}") from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        has = f"a dict with {sorted(map(str, checkpoint))[:8]}" if isinstance(checkpoint, dict) else type(checkpoint)
+        raise ConfigurationError(
+            f'{place} is no checkpoint of a Trainer: it holds {has}, without "state_dict". Load weights alone with '
+            "torch.load and load_state_dict"
+        )
+    own = checkpoint.get("everstep", {})
+    if own.get("format", 0) > FORMAT:
+        raise ConfigurationError(
+            f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
+            f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
+        )
+    return {key: _with_numpy(value) for key, value in checkpoint.items()}
+
+
+def exists(place: str) -> bool:
+    if not is_url(place):
+        return os.path.exists(place)
+    storage, key = _open(place)
+    return any(entry.key == key for entry in storage.list(""))
+
+
+def listed(folder: str) -> list[str]:
+    """The `.ckpt` files of a folder."""
+    if not is_url(folder):
+        return [str(path) for path in sorted(Path(folder).glob("*.ckpt"))]
+    names = sorted(entry.key for entry in open_storage(folder).list(""))
+    return [join(folder, name) for name in names if name.endswith(".ckpt") and "/" not in name]
+
+
+def delete(place: str) -> None:
+    """One that is not there is no error."""
+    if is_url(place):
+        storage, key = _open(place)
+        storage.delete([key])
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(place)
+
+
+def link(target: str, place: str) -> None:
+    """A symbolic link at `place`, by a relative path."""
+    fresh = f"{place}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(fresh)
+    os.symlink(os.path.relpath(target, os.path.dirname(place)), fresh)
+    os.replace(fresh, place)
+
+
+def _open(place: str) -> tuple[Storage, str]:
+    folder, _, name = place.rpartition("/")
+    return open_storage(folder if is_url(place) else Path(folder or "/").as_uri()), name
+
+
+def _here(storage: Any, location: str) -> Any:
+    """Leave tensors where they were, unless there is no such device here."""
+    kind = location.split(":")[0]
+    if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
+        return None
+    return storage.cpu() if kind in ("cuda", "mps", "xla", "xpu", "hpu") else None
+
+
+def _neighbours(place: str) -> str:
+    if is_url(place):
+        return ""
+    found = [Path(path).name for path in listed(str(Path(place).parent))]
+    return f"; the folder has {', '.join(found[:8])}" if found else ""
+
+
+def _needs_trust(place: str, error: str) -> str:
+    words = error.split("GLOBAL ")
+    what = f" ({words[1].split()[0]})" if len(words) > 1 and words[1].split() else ""
+    return (
+        f"{place} holds objects that only unpickling can make{what}, and unpickling runs code that is in the file. If "
+        f"you trust it: everstep checkpoint convert --trust {place} new.ckpt"
+    )

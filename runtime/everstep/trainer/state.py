@@ -1,0 +1,213 @@
+"""The state of a fit as one dictionary: Lightning's keys, and under "everstep" what Lightning has no key for.
+
+A run's recovery checkpoint holds it in shards, a `.ckpt` file whole; a resume takes it back from either.
+"""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from everstep.checkpoint.ckpt import FORMAT, LIGHTNING_LAYOUT
+from everstep.errors import ConfigurationError
+from everstep.hparams import dump_hparams
+from everstep.module import LightningModule
+
+if TYPE_CHECKING:
+    from everstep.trainer.fit import Fit
+    from everstep.trainer.trainer import Trainer
+
+Tree = dict[str, Any]
+
+
+def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -> Tree:
+    """The dictionary. Equal on all ranks; called by all of them.
+
+    Args:
+        fit: the fit that the state is of; None: there was none, so there are only weights.
+        weights_only: leave out what only a training needs.
+    """
+    module = trainer.lightning_module
+    assert module is not None
+    epoch, rounds, last = _place(trainer, fit)
+    checkpoint: Tree = {
+        "epoch": epoch,
+        "global_step": trainer.global_step,
+        "pytorch-lightning_version": LIGHTNING_LAYOUT,
+        "state_dict": dict(module.state_dict()),
+        "loops": _loops(epoch, rounds, last, trainer.global_step),
+        "everstep": {"format": FORMAT, "version": _version()},
+    }
+    if not weights_only:
+        checkpoint["callbacks"] = {
+            callback.state_key: state for callback in trainer.callbacks if (state := callback.state_dict())
+        }
+        if fit is not None:
+            checkpoint["optimizer_states"] = [optimizer.state_dict() for optimizer in trainer.optimizers]
+            checkpoint["lr_schedulers"] = [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs]
+            checkpoint["everstep"] |= {
+                "fit": {
+                    "first_step": fit.first_step,
+                    "epoch": trainer.current_epoch,
+                    "position": fit.position,
+                    "source": fit.source.state(),
+                    "world_size": trainer.strategy.world_size,
+                },
+                "seed": fit.seed,
+                "loggers": [logger.state_dict() for logger in trainer.logs.loggers],
+                "metrics": dict(trainer.logs.callback_metrics),
+            }
+    dump_hparams(checkpoint, module, trainer.datamodule)
+    if trainer.datamodule is not None:
+        state = trainer.datamodule.state_dict()
+        if state:
+            checkpoint[type(trainer.datamodule).__qualname__] = state
+    for callback in trainer.callbacks:
+        callback.on_save_checkpoint(trainer, module, checkpoint)
+    module.on_save_checkpoint(checkpoint)
+    return checkpoint
+
+
+def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
+    """Take a training's state back: its place in the data, weights, optimizers, schedulers, callbacks and loggers.
+
+    Raises:
+        ConfigurationError: it is of another model, other optimizers, other data, or holds weights only.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise ConfigurationError(
+            "the checkpoint holds weights only (save_weights_only=True): a fit cannot go on from it. Load it with "
+            f"{type(fit.module).__name__}.load_from_checkpoint(path) and train that from its beginning"
+        )
+    own = checkpoint["everstep"]["fit"] if "fit" in checkpoint.get("everstep", {}) else None
+    if own is not None:
+        fit.source.check(own["source"], own["world_size"])
+        fit.seed = checkpoint["everstep"]["seed"]
+        fit.first_step, fit.position = own["first_step"], own["position"]
+        trainer.current_epoch = own["epoch"]
+    else:
+        fit.first_step, (trainer.current_epoch, batches) = 0, _lightnings_place(checkpoint)
+        fit.position = fit.source.position_of(batches)
+    trainer.global_step = checkpoint["global_step"]
+    load_module(trainer, checkpoint)
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    parts: tuple[tuple[str, list[Any], list[Tree]], ...] = (
+        ("optimizers", list(trainer.optimizers), checkpoint["optimizer_states"]),
+        ("learning-rate schedulers", list(schedulers), checkpoint["lr_schedulers"]),
+    )
+    for what, owners, states in parts:
+        if len(owners) != len(states):
+            raise ConfigurationError(
+                f"the checkpoint has {len(states)} {what}, configure_optimizers returned {len(owners)}: give the same "
+                "ones, or load the weights alone with load_from_checkpoint"
+            )
+        for owner, state in zip(owners, states, strict=True):
+            owner.load_state_dict(state)
+    for logger, state in zip(trainer.logs.loggers, checkpoint.get("everstep", {}).get("loggers", ()), strict=False):
+        logger.load_state_dict(state)
+    trainer.logs.callback_metrics.update(checkpoint.get("everstep", {}).get("metrics", {}))
+
+
+def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
+    """What a completed call needs of it too: weights, callbacks, the datamodule, and what hooks have added."""
+    module, datamodule = trainer.lightning_module, trainer.datamodule
+    assert module is not None
+    if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
+        datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
+    module.on_load_checkpoint(checkpoint)
+    load_weights(module, checkpoint["state_dict"], module.strict_loading)
+    states = checkpoint.get("callbacks", {})
+    for callback in trainer.callbacks:
+        callback.on_load_checkpoint(trainer, module, checkpoint)
+        state = states.get(callback.state_key, states.get(type(callback).__qualname__))
+        if state is not None:
+            callback.load_state_dict(state)
+
+
+def load_weights(module: LightningModule, state: Tree, strict: bool = True) -> None:
+    """
+    Raises:
+        ConfigurationError: the checkpoint is of another model; names what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    wrong = {
+        "missing in the checkpoint": [name for name in own if name not in state] if strict else [],
+        "unknown to the model": [name for name in state if name not in own] if strict else [],
+        "of another shape": [
+            f"{name} ({list(state[name].shape)} in the checkpoint, {list(own[name].shape)} in the model)"
+            for name in own
+            if name in state and getattr(own[name], "shape", None) != getattr(state[name], "shape", None)
+        ],
+    }
+    if any(wrong.values()):
+        said = "; ".join(f"{what}: {_some(names)}" for what, names in wrong.items() if names)
+        raise ConfigurationError(
+            f"the checkpoint does not fit {type(module).__name__}. {said}. Is it another model's, or has the model "
+            "changed? Take the change back, load what fits with strict=False (or strict_loading = False in the "
+            "module), or begin anew"
+        )
+    module.load_state_dict(state, strict=strict)
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# Where a fit stands, in Lightning's words. It saves inside of an epoch's end, we after it: what is epoch 3, position 0
+# here is epoch 2 with all of its batches done there.
+
+
+def _place(trainer: "Trainer", fit: "Fit | None") -> tuple[int, int, bool]:
+    """Epoch, its finished batches of a rank, and whether they are all."""
+    epoch = trainer.current_epoch
+    if fit is not None and fit.position:
+        return epoch, fit.source.rounds_of(fit.position), False
+    if epoch == 0:
+        return 0, 0, False
+    rounds = trainer.num_training_batches
+    return epoch - 1, int(rounds) if math.isfinite(rounds) else 0, True
+
+
+def _lightnings_place(checkpoint: Tree) -> tuple[int, int]:
+    """Of a file that Lightning wrote: the present epoch, and its finished batches."""
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    batches = loop.get("epoch_loop.batch_progress", {})
+    done = batches.get("current", {}).get("processed", 0)
+    completed = loop.get("epoch_progress", {}).get("current", {}).get("completed", checkpoint["epoch"])
+    if batches.get("is_last_batch") or not done:
+        return max(checkpoint["epoch"] + bool(done), completed), 0
+    return checkpoint["epoch"], done
+
+
+def _loops(epoch: int, rounds: int, last: bool, steps: int) -> Tree:
+    def progress(count: int, *more: str) -> Tree:
+        numbers = dict.fromkeys(("ready", "completed", *more), count)
+        return {"total": dict(numbers), "current": numbers}
+
+    batch = ("started", "processed")
+    nothing = {"state_dict": {}, "batch_progress": progress(0, *batch)}
+    epochs = {"ready": epoch + 1, "started": epoch + 1, "processed": epoch + last, "completed": epoch}
+    return {
+        "fit_loop": {
+            "state_dict": {},
+            "epoch_progress": {"total": dict(epochs), "current": epochs},
+            "epoch_loop.state_dict": {"_batches_that_stepped": steps},
+            "epoch_loop.batch_progress": {**progress(rounds, *batch), "is_last_batch": last},
+            "epoch_loop.scheduler_progress": progress(steps),
+            "epoch_loop.automatic_optimization.state_dict": {},
+            "epoch_loop.automatic_optimization.optim_progress": {
+                "optimizer": {"step": progress(steps), "zero_grad": progress(steps, "started")}
+            },
+            "epoch_loop.manual_optimization.state_dict": {},
+            "epoch_loop.manual_optimization.optim_step_progress": progress(0),
+            "epoch_loop.val_loop.state_dict": {},
+            "epoch_loop.val_loop.batch_progress": {**progress(0, *batch), "is_last_batch": False},
+        },
+        "validate_loop": {**nothing, "batch_progress": {**progress(0, *batch), "is_last_batch": False}},
+        "test_loop": {**nothing, "batch_progress": {**progress(0, *batch), "is_last_batch": False}},
+        "predict_loop": nothing,
+    }
+
+
+def _version() -> str:
+    from everstep import __version__
+
+    return __version__
