@@ -118,8 +118,7 @@ class Hyperparameters:
         while frame is not None:
             names, _, extra, values = inspect.getargvalues(frame)
             if frame.f_code.co_name == "__init__" and names and values[names[0]] is self:
-                keyword_only = frame.f_code.co_varnames[len(names) : len(names) + frame.f_code.co_kwonlyargcount]
-                arguments |= {name: values[name] for name in (*names[1:], *keyword_only) if name in values}
+                arguments |= {name: values[name] for name in names[1:]}
                 arguments |= values.get(extra, {}) if extra else {}
             frame = frame.f_back
         return arguments

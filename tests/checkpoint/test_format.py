@@ -99,7 +99,7 @@ def test_names_that_would_collide_do_not() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [object(), {1, 2}, print, torch.float32, torch.ones(2).to_sparse(), np.array(["text"]), np.array([object()])],
+    [object(), {1, 2}, print, torch.strided, torch.ones(2).to_sparse(), np.array(["text"]), np.array([object()])],
 )
 def test_what_is_no_data_is_refused_with_its_place(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"shared/callbacks/mine\b.* cannot be saved"):
