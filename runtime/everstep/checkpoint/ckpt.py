@@ -6,12 +6,12 @@ unpickled into anything but data; `everstep checkpoint convert --trust` is the o
 
 import contextlib
 import os
-import pickle
 import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -132,21 +132,19 @@ def _with_numpy(value: Any) -> Any:
 # Reading.
 
 
-def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False, pickled: Any = None) -> Tree:
+def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False) -> Tree:
     """The checkpoint in a file or at a URL.
 
     Args:
         map_location: as torch.load's; None: as saved where that device is here, else on the CPU.
         mmap: leave tensors in the file until they are used; for a look at one.
-        pickled: a pickle module, for files that are trusted.
 
     Raises:
         ConfigurationError: there is none, it is no checkpoint, it needs unpickling, or a newer everstep wrote it.
         StorageError: it cannot be reached, or is damaged.
     """
     place = as_place(place)
-    how: dict[str, Any] = {"map_location": _here if map_location is None else map_location}
-    how |= {"weights_only": True} if pickled is None else {"weights_only": False, "pickle_module": pickled}
+    where = _here if map_location is None else map_location
     try:
         if is_url(place):
             with tempfile.TemporaryFile() as file:
@@ -154,12 +152,12 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
                 for piece in storage.get(key):
                     file.write(piece)
                 file.seek(0)
-                checkpoint = torch.load(file, **how)
+                checkpoint = torch.load(file, where, weights_only=True)
         else:
-            checkpoint = torch.load(place, mmap=mmap and zipfile.is_zipfile(place), **how)
+            checkpoint = torch.load(place, where, weights_only=True, mmap=mmap and zipfile.is_zipfile(place))
     except (FileNotFoundError, IsADirectoryError):
         raise ConfigurationError(f"there is no checkpoint file {place}{_neighbours(place)}") from None
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise ConfigurationError(_needs_trust(place, str(error))) from None
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StorageError(f"{place} is damaged, or no checkpoint file: {str(error).splitlines()[0]}") from error
