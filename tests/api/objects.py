@@ -53,6 +53,23 @@ def lost_node(**policy: float) -> Object:
     return run({"failurePolicy": {"node": policy}})
 
 
+def cuda(**more: Any) -> Object:
+    return run({"accelerator": {"type": "cuda", **more}})
+
+
+def tpu(nodes: int, topology: str = "4x4", *, type: str = "tpu", spec: Object | None = None, **more: Any) -> Object:
+    slice = {"accelerator": "tpu-v6e-slice", "topology": topology, **more}
+    return run({"numNodes": nodes, "accelerator": {"type": type, "tpu": slice}, **(spec or {})})
+
+
+def variable(**source: Any) -> Object:
+    return run(env=[{"name": "A", **source}])
+
+
+def files(**contents: str) -> list[Object]:
+    return [{"path": name, "content": content} for name, content in contents.items()]
+
+
 def ok(name: str, object: Object) -> Case:
     return Case(name, object)
 
@@ -72,7 +89,26 @@ FULL = run(
         "managedBy": "everstep.dev/operator",
         "elasticPolicy": {"minNodes": 1, "maxNodes": 5, "step": 2},
         "numProcPerNode": 2,
-        "accelerator": {"type": "cpu"},
+        "accelerator": {
+            "type": "cuda",
+            "count": 2,
+            "resourceName": "nvidia.com/gpu.shared",
+            "nodeSelector": {"pool": "training"},
+            "tolerations": [
+                {
+                    "key": "team",
+                    "operator": "Equal",
+                    "value": "vision",
+                    "effect": "NoExecute",
+                    "tolerationSeconds": 60,
+                }
+            ],
+            "rdma": {"resourceName": "rdma/hca_shared_devices_a", "count": 2},
+        },
+        "podTemplate": {
+            "metadata": {"labels": {"team": "vision"}, "annotations": {"note": "x"}},
+            "spec": {"schedulerName": "mine", "containers": [{"name": "trainer", "tty": True}]},
+        },
         "checkpoint": {
             "uri": "s3://bucket/prefix",
             "every": {"steps": 20},
@@ -80,6 +116,8 @@ FULL = run(
             "resume": "never",
             "endpoint": "http://localhost:9000",
             "region": "eu-west-1",
+            "credentialsSecret": "s3",
+            "ca": {"configMap": {"name": "ca", "key": "bundle.pem"}},
         },
         "failurePolicy": {
             "maxRestarts": 5,
@@ -93,8 +131,39 @@ FULL = run(
         "cleanPodPolicy": "All",
     },
     args=["--epochs", "3"],
-    env=[{"name": "A", "value": "1"}, {"name": "B"}],
+    image="registry.example/team/train:1",
+    imagePullPolicy="IfNotPresent",
+    imagePullSecrets=[{"name": "registry"}],
+    injectEverstep=True,
+    code={"files": [{"path": "model/layers.py", "content": "pass"}]},
+    env=[
+        {"name": "A", "value": "1"},
+        {"name": "B"},
+        {"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "wandb", "key": "key", "optional": True}}},
+        {"name": "MODE", "valueFrom": {"configMapKeyRef": {"name": "mode", "key": "mode", "optional": False}}},
+        {"name": "WHERE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+    ],
+    envFrom=[
+        {"prefix": "X_", "secretRef": {"name": "more", "optional": True}},
+        {"configMapRef": {"name": "most", "optional": False}},
+    ],
     workingDir="/work",
+    resources={"requests": {"cpu": "4"}, "limits": {"memory": "16Gi"}},
+    serviceAccountName="trainer",
+    terminationGracePeriodSeconds=60,
+)
+
+#: What excludes parts of FULL.
+FULL_TPU = run(
+    {
+        "numNodes": 8,
+        "accelerator": {
+            "type": "tpu",
+            "tpu": {"accelerator": "tpu-v6e-slice", "topology": "4x4", "chipsPerHost": 4},
+        },
+        "checkpoint": {"uri": "gs://bucket/p", "ca": {"secret": {"name": "ca", "key": "ca.crt"}}},
+    },
+    code={"archive": "gs://bucket/code.tar.gz"},
 )
 
 SUSPENDED = run({"suspend": True})
@@ -102,6 +171,7 @@ SUSPENDED = run({"suspend": True})
 CASES: tuple[Case, ...] = (
     ok("minimal", run()),
     ok("full", FULL),
+    ok("full TPU", FULL_TPU),
     # names: a pod's name has to fit into 63 characters
     ok("name of 40 characters", named("a" * 40)),
     bad("name of 41 characters", named("a" * 41), "is longer than 40 characters", "cel"),
@@ -182,17 +252,125 @@ CASES: tuple[Case, ...] = (
     ok("a variable with a name like ours", run(env=[{"name": "EVERSTEP_MINE", "value": "x"}])),
     bad("workingDir empty", run(workingDir=""), "spec.trainer.workingDir must not be empty"),
     bad("too many arguments", run(args=["x"] * 513), "spec.trainer.args has more than 512 items"),
+    # the container
+    ok("image", run(image="registry.example/team/train:1", imagePullPolicy="Always", injectEverstep=True)),
+    bad("pull policy sometimes", run(imagePullPolicy="Sometimes"), "trainer.imagePullPolicy must be 'Always'"),
+    ok("quantities", run(resources={"requests": {"cpu": "500m"}, "limits": {"memory": "1.5Gi", "cpu": "2"}})),
+    bad("no quantity", run(resources={"limits": {"memory": "16 GB"}}), "must be a quantity such as"),
+    ok("a variable from a Secret", variable(valueFrom={"secretKeyRef": {"name": "wandb", "key": "key"}})),
+    bad("a variable from nowhere", variable(valueFrom={}), "valueFrom takes one source", "cel"),
+    bad(
+        "a variable from two sources",
+        variable(valueFrom={"secretKeyRef": {"name": "a", "key": "b"}, "fieldRef": {"fieldPath": "spec.nodeName"}}),
+        "trainer.env: valueFrom takes one source: secretKeyRef, configMapKeyRef or fieldRef",
+        "cel",
+    ),
+    bad(
+        "a variable with value and source",
+        variable(value="x", valueFrom={"fieldRef": {"fieldPath": "spec.nodeName"}}),
+        "trainer.env: A has value and valueFrom: keep one",
+        "cel",
+    ),
+    ok("variables from a ConfigMap", run(envFrom=[{"configMapRef": {"name": "settings"}}])),
+    bad("variables from nowhere", run(envFrom=[{"prefix": "A_"}]), "trainer.envFrom: each entry takes one", "cel"),
+    bad("a Secret with a space", run(envFrom=[{"secretRef": {"name": "a b"}}]), "envFrom[0].secretRef.name must match"),
+    ok("credentials", saved("s3://b/p", credentialsSecret="s3")),
+    bad(
+        "credentials for a folder", saved("file:///d", credentialsSecret="s"), "checkpoint.credentialsSecret is", "cel"
+    ),
+    ok("certificates", saved("s3://b/p", ca={"secret": {"name": "ca"}})),
+    bad("certificates from nowhere", saved("s3://b/p", ca={}), "checkpoint.ca takes one source", "cel"),
+    bad("certificates for a folder", saved("file:///d", ca={"secret": {"name": "c"}}), "checkpoint.ca is for", "cel"),
+    # code
+    ok("code in files", run(code={"files": files(**{"train.py": "pass", "model/layers.py": ""})}, workingDir="model")),
+    ok("code in an archive", run(code={"archive": "s3://bucket/code.tar.gz"})),
+    bad("code from nowhere", run(code={}), "trainer.code takes one source", "cel"),
+    bad(
+        "code from two sources",
+        run(code={"files": files(a="b"), "archive": "s3://b/c.zip"}),
+        "trainer.code takes one source: files",
+        "cel",
+    ),
+    bad("a file outside", run(code={"files": [{"path": "../train.py"}]}), "code.files[0].path must match"),
+    bad("an absolute file", run(code={"files": [{"path": "/train.py"}]}), "code.files[0].path must match"),
+    bad("a file twice", run(code={"files": [*files(a="1"), *files(a="2")]}), "trainer.code.files has a more than once"),
+    bad("one large file", run(code={"files": files(a="x" * 100_001)}), "is longer than 100000 characters"),
+    bad(
+        "many files",
+        run(code={"files": files(a="x" * 60_000, b="x" * 60_000)}),
+        "trainer.code.files has more than 100000 characters in all: put the folder into an archive",
+        "cel",
+    ),
+    bad("no archive", run(code={"archive": "s3://bucket/code"}), "code is no URI of an archive: write s3://", "cel"),
+    bad("a relative workingDir", run(workingDir="src"), "trainer.workingDir src is relative to trainer.code", "cel"),
+    # accelerators
+    ok("devices", cuda(count=8)),
+    ok("ranks by device", run({"accelerator": {"type": "cuda", "count": 8}, "numProcPerNode": 0})),
+    bad(
+        "count of CPUs",
+        run({"accelerator": {"count": 8}}),
+        "accelerator.count is for type cuda, and type is cpu",
+        "cel",
+    ),
+    ok("slices of a device", cuda(resourceName="nvidia.com/mig-1g.10gb")),
+    bad(
+        "a resource for CPUs",
+        run({"accelerator": {"resourceName": "cpus"}}),
+        "accelerator.resourceName is for type cuda, and type is cpu",
+        "cel",
+    ),
+    ok("RDMA", cuda(rdma={"resourceName": "rdma/hca"})),
+    bad("RDMA for CPUs", run({"accelerator": {"rdma": {"resourceName": "r"}}}), "accelerator.rdma is for type", "cel"),
+    bad(
+        "devices twice",
+        run({"accelerator": {"type": "cuda"}}, resources={"limits": {"nvidia.com/gpu": "8"}}),
+        "trainer.resources names the resource of the accelerator",
+        "cel",
+    ),
+    ok("other devices", run({"accelerator": {"type": "cuda"}}, resources={"limits": {"example.com/fpga": "1"}})),
+    ok(
+        "a pool of CPUs", run({"accelerator": {"nodeSelector": {"pool": "a"}, "tolerations": [{"operator": "Exists"}]}})
+    ),
+    bad(
+        "a taint without a key",
+        run({"accelerator": {"tolerations": [{"value": "x"}]}}),
+        "accelerator.tolerations: Equal needs a key",
+        "cel",
+    ),
+    ok("one TPU host", tpu(1, "2x2")),
+    ok("one TPU chip", tpu(3, "1x1")),
+    ok("a TPU slice of three dimensions", tpu(4, "2x2x4")),
+    ok("two TPU slices", tpu(8)),
+    ok("TPU hosts of eight chips", tpu(1, "2x4", chipsPerHost=8)),
+    bad("half a TPU slice", tpu(6), "numNodes 6 are no whole TPU slices of topology 4x4 with 4 chips", "cel"),
+    bad("a TPU without slices", run({"accelerator": {"type": "tpu"}}), "accelerator.type tpu needs", "cel"),
+    bad("slices of CPUs", tpu(4, type="cpu"), "accelerator.tpu is for type tpu, and type is cpu", "cel"),
+    bad("no topology", tpu(1, "big"), "tpu.topology must match"),
+    bad("a topology that does not divide", tpu(1, "3x3"), "accelerator.tpu.topology 3x3 does not divide", "cel"),
+    ok("elastic slices", tpu(8, spec={"elasticPolicy": {"minNodes": 4, "maxNodes": 12, "step": 4}})),
+    bad(
+        "elastic within a slice",
+        tpu(8, spec={"elasticPolicy": {"minNodes": 6, "maxNodes": 8, "step": 2}}),
+        "elasticPolicy.minNodes 6 or step 2 are no whole TPU slices",
+        "cel",
+    ),
+    bad("TPU ranks", tpu(4, spec={"numProcPerNode": 4}), "numProcPerNode 4 does not go with a TPU", "cel"),
+    ok("one TPU rank", tpu(4, spec={"numProcPerNode": 1})),
+    # more for pods
+    ok("a sidecar", run({"podTemplate": {"spec": {"containers": [{"name": "logs", "image": "fluent-bit"}]}}})),
+    bad("a pod of text", run({"podTemplate": {"spec": "x"}}), "spec.podTemplate.spec must be a mapping of names"),
     # types
     bad("a number in quotes", run({"numNodes": "3"}), 'must be a whole number, not the text "3": remove the quotes'),
     bad("a broken number", run({"numNodes": 2.5}), "spec.numNodes must be a whole number, not 2.5"),
     bad("numNodes 0", run({"numNodes": 0}), "spec.numNodes must be at least 1, not 0"),
     bad("too many nodes", run({"numNodes": 10_001}), "spec.numNodes must be at most 10000, not 10001"),
-    bad("no ranks", run({"numProcPerNode": 0}), "spec.numProcPerNode must be at least 1, not 0"),
+    bad("fewer than no ranks", run({"numProcPerNode": -1}), "spec.numProcPerNode must be at least 0, not -1"),
     bad("text for a flag", run({"suspend": "true"}), 'must be true or false, not the text "true": remove the quotes'),
     bad("a number as variable", run(env=[{"name": "A", "value": 1}]), "must be text, not 1: put it in quotes"),
     bad("a command in one word", run(command="python x.py"), "spec.trainer.command must be a list, not the text"),
     bad("a list for an object", run({"trainer": ["x"]}), "spec.trainer must be a mapping of fields, not a list"),
-    bad("an accelerator of tomorrow", run({"accelerator": {"type": "cuda"}}), "must be 'cpu', not \"cuda\""),
+    bad("an accelerator of tomorrow", run({"accelerator": {"type": "qpu"}}), "'cpu', 'cuda' or 'tpu', not \"qpu\""),
+    bad("a fraction without quotes", run(resources={"limits": {"cpu": 0.5}}), "must be a quantity such as"),
     # unknown fields
     bad("unknown in spec", run({"numNode": 3}), "spec has no field numNode; did you mean numNodes?", "unknown"),
     bad("snake case", run({"num_nodes": 3}), "spec has no field num_nodes; did you mean numNodes?", "unknown"),
@@ -226,6 +404,8 @@ CASES: tuple[Case, ...] = (
     change("elasticPolicy on the way", elastic(3, 2, 4), elastic(3, 2, 5), "elasticPolicy changes only while"),
     change("elasticPolicy taken away", elastic(3, 2, 4), run({"numNodes": 3}), "elasticPolicy changes only while"),
     change("ranks on the way", run(), run({"numProcPerNode": 2}), "numProcPerNode changes only while"),
+    change("accelerator on the way", run(), cuda(), "accelerator changes only while"),
+    change("podTemplate given later", run(), run({"podTemplate": {}}), "podTemplate changes only while"),
     change("checkpoint on the way", saved("s3://b/p"), saved("s3://b/q"), "checkpoint changes only while"),
     change("checkpoint given later", run(), saved("s3://b/p"), "checkpoint changes only while"),
 )

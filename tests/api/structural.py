@@ -10,11 +10,16 @@ _KNOWN = {
     *("type", "description", "default", "enum", "format", "pattern", "properties", "required", "additionalProperties"),
     *("items", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "maxProperties"),
     *("x-kubernetes-list-type", "x-kubernetes-list-map-keys", "x-kubernetes-validations"),
+    *("x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"),
 }
 
 
 def errors(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
     """What an API server says in strict mode about types, bounds, unknown and missing fields."""
+    if schema.get("x-kubernetes-int-or-string"):
+        if isinstance(value, int) and not isinstance(value, bool):
+            return []
+        schema = schema | {"type": "string"}
     kind = schema["type"]
     if not isinstance(value, _PYTHON[kind]) or (isinstance(value, bool) and kind != "boolean"):
         return [f"{path}: must be of type {kind}"]
@@ -50,7 +55,8 @@ def errors(schema: dict[str, Any], value: Any, path: str = "") -> list[str]:
 
 def defaulted(schema: dict[str, Any], value: Any) -> Any:
     """The value as an API server stores it: defaults apply inside of objects that are there or have a default."""
-    if schema["type"] == "object" and "properties" in schema and isinstance(value, dict):
+    kind = schema.get("type")
+    if kind == "object" and "properties" in schema and isinstance(value, dict):
         result = dict(value)
         for name, child in schema["properties"].items():
             if name not in result and "default" in child:
@@ -58,7 +64,7 @@ def defaulted(schema: dict[str, Any], value: Any) -> Any:
             if name in result:
                 result[name] = defaulted(child, result[name])
         return result
-    if schema["type"] == "array" and isinstance(value, list):
+    if kind == "array" and isinstance(value, list):
         return [defaulted(schema["items"], item) for item in value]
     return value
 

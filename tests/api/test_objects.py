@@ -14,7 +14,7 @@ from everstep_operator.api import crd
 from everstep_operator.api.manifest import ManifestError, parse
 from everstep_operator.api.model import Model, fields_of, model_in
 from everstep_operator.api.trainingrun import Spec, TrainingRun, refused_changes
-from tests.api.objects import CASES, FULL, Case, run
+from tests.api.objects import CASES, FULL, FULL_TPU, Case, run
 from tests.api.structural import defaulted, errors, nodes, unknown_keys
 
 OBJECTS = [case for case in CASES if case.changed is None]
@@ -94,36 +94,49 @@ def test_schema_is_structural() -> None:
     schema = crd.schema()
     assert unknown_keys(schema) == set()
     for path, node in nodes(schema):
-        assert "type" in node, path
+        assert "type" in node or node.get("x-kubernetes-int-or-string"), path
         assert "description" in node or path in ("", ".apiVersion", ".kind", ".metadata") or path[-1] in "]}", path
         if path.startswith(".spec"):  # CEL's cost is estimated from these
-            assert node["type"] != "string" or {"maxLength", "enum"} & set(node), path
-            assert node["type"] != "array" or "maxItems" in node, path
+            kind = node.get("type", "string")
+            assert kind != "string" or {"maxLength", "enum"} & set(node), path
+            assert kind != "array" or "maxItems" in node, path
+            assert kind != "object" or "properties" in node or "maxProperties" in node, path
 
 
 def test_each_default_below_a_parent_applies() -> None:
-    """An API server fills in nothing below a parent that is absent: each such parent has a default itself."""
-    for path, node in nodes(crd.schema()["properties"]["spec"]):
-        if node["type"] == "object" and path and not path.endswith("[]") and "default" not in node:
-            holder = fields_of(Spec)[path.removeprefix(".").split(".")[0]]
-            assert holder.is_required() or holder.default is None, path
+    """An API server fills in nothing below a parent that is absent: each parent with a default says so."""
+
+    def walk(model: type[Model], schema: dict[str, Any]) -> None:
+        for name, field in fields_of(model).items():
+            node = schema["properties"][name]
+            assert "default" in node or not isinstance(field.default, Model), f"{model.__name__}.{name}"
+            child = model_in(field.annotation)
+            if child is not None and issubclass(child, Model):
+                walk(child, node.get("items", node))
+
+    walk(Spec, crd.schema()["properties"]["spec"])
 
 
-def test_full_example_uses_every_field_of_spec() -> None:
+def test_full_examples_use_every_field_of_spec() -> None:
     """So that a new field cannot be left out of the table."""
     used = set()
 
-    def walk(value: Any, path: str) -> None:
+    def walk(schema: dict[str, Any], value: Any, path: str) -> None:
         used.add(path)
-        if isinstance(value, dict):
+        if isinstance(value, dict) and "properties" in schema:
             for name, child in value.items():
-                walk(child, f"{path}.{name}")
+                walk(schema["properties"][name], child, f"{path}.{name}")
+        elif isinstance(value, dict) and "additionalProperties" in schema:
+            for child in value.values():
+                walk(schema["additionalProperties"], child, f"{path}{{}}")
         elif isinstance(value, list):
             for child in value:
-                walk(child, f"{path}[]")
+                walk(schema["items"], child, f"{path}[]")
 
-    walk(FULL["spec"], "")
-    assert {path for path, _ in nodes(crd.schema()["properties"]["spec"])} == used
+    schema = crd.schema()["properties"]["spec"]
+    for full in (FULL, FULL_TPU):
+        walk(schema, full["spec"], "")
+    assert {path for path, _ in nodes(schema)} == used
 
 
 def test_generated_file_is_fresh() -> None:
@@ -142,24 +155,37 @@ def test_check_names_a_stale_file(tmp_path: Any, capsys: pytest.CaptureFixture[s
 # --- a real API server ----------------------------------------------------------------------------------------------
 
 
+#: A group and a namespace of their own: the cluster may hold runs that are alive, of another version of the CRD.
+TEST_GROUP = "objects.everstep.dev"
+NAMESPACE = "everstep-objects"
+RESOURCE = f"{crd.PLURAL}.{TEST_GROUP}"
+
+
 def kubectl(*arguments: str, document: dict[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
-    text = None if document is None else json.dumps(document)
-    return subprocess.run(["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=60)
+    text = None if document is None else json.dumps(document).replace("everstep.dev/v1alpha1", f"{TEST_GROUP}/v1alpha1")
+    command = ["kubectl", "--namespace", NAMESPACE, *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60)
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[None]:
     if not os.environ.get("KUBECONFIG") or shutil.which("kubectl") is None:
         pytest.skip("needs kubectl, and KUBECONFIG for an API server on which CRDs may be created")
-    installed = kubectl("apply", "-f", str(crd.FILE))
+    definition = crd.crd()
+    name = definition["metadata"]["name"] = f"{crd.PLURAL}.{TEST_GROUP}"
+    definition["spec"]["group"] = TEST_GROUP
+    definition["spec"]["names"].pop("shortNames")  # `kubectl get tr` is somebody else's
+    installed = kubectl("apply", "--server-side", "-f", "-", document=definition)
     assert installed.returncode == 0, installed.stderr
-    ready = kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{crd.PLURAL}.everstep.dev")
+    kubectl("create", "namespace", NAMESPACE)
+    ready = kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{name}")
     assert ready.returncode == 0, ready.stderr
     for _ in range(30):  # the schema is published a moment after the condition
         if kubectl("create", "--dry-run=server", "-f", "-", document=run()).returncode == 0:
             break
     yield
-    kubectl("delete", "crd", f"{crd.PLURAL}.everstep.dev")
+    kubectl("delete", "namespace", NAMESPACE, "--wait=false")
+    kubectl("delete", "crd", name)
 
 
 @pytest.mark.serial
@@ -177,7 +203,7 @@ def test_real_api_server_agrees_with_the_table(server: None) -> None:
         said = kubectl("replace", "--dry-run=server", "-f", "-", document=case.changed)
         if (said.returncode == 0) != (case.refused is None) or (case.refused or "") not in said.stderr:
             disagreements.append(f"{case.name}: {said.stderr or 'accepted'}")
-        kubectl("delete", "trainingrun", "run", "--wait=true")
+        kubectl("delete", RESOURCE, "run", "--wait=true")
     assert disagreements == []
 
 
@@ -186,12 +212,12 @@ def test_real_api_server_stores_what_the_models_read(server: None) -> None:
     created = kubectl("create", "-o", "json", "-f", "-", document=run())
     assert created.returncode == 0, created.stderr
     try:
-        stored = TrainingRun.model_validate_json(created.stdout)
+        stored = TrainingRun.model_validate_json(created.stdout.replace(TEST_GROUP, "everstep.dev"))
         assert stored.spec == read(run()).spec
-        assert kubectl("get", "tr").stdout.split()[:8] == [
+        assert kubectl("get", RESOURCE).stdout.split()[:8] == [
             *("NAME", "PHASE", "NODES", "STEP", "PROGRESS", "LOSS", "GOODPUT", "RESTARTS")
         ]
-        scaled = kubectl("get", "--raw", f"/apis/everstep.dev/v1alpha1/namespaces/default/{crd.PLURAL}/run/scale")
+        scaled = kubectl("get", "--raw", f"/apis/{TEST_GROUP}/v1alpha1/namespaces/{NAMESPACE}/{crd.PLURAL}/run/scale")
         assert json.loads(scaled.stdout)["spec"]["replicas"] == 1
     finally:
-        kubectl("delete", "trainingrun", "run")
+        kubectl("delete", RESOURCE, "run")

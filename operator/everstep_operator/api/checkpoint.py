@@ -5,12 +5,30 @@ from typing import Literal
 
 from pydantic import Field
 
-from everstep_operator.api.model import Model, Whole
+from everstep_operator.api.model import Model, Name, Whole
 from everstep_operator.api.rules import Rule
 
 
 class CheckpointEvery(Model):
     steps: Whole = Field(default=100, ge=1, le=10**9, description="Optimizer steps between two checkpoints.")
+
+
+class CertificateRef(Model):
+    name: Name = Field(description="Name of the object, in the run's namespace.")
+    key: Name = Field(default="ca.crt", description="Key in it that holds the certificates, PEM.")
+
+
+class CertificateAuthority(Model):
+    config_map: CertificateRef | None = Field(default=None, description="A ConfigMap.")
+    secret: CertificateRef | None = Field(default=None, description="A Secret.")
+
+    RULES = (
+        Rule(
+            lambda c: (c.config_map is None) != (c.secret is None),
+            "has(self.configMap) != has(self.secret)",
+            "checkpoint.ca takes one source: configMap or secret",
+        ),
+    )
 
 
 class Checkpoint(Model):
@@ -31,6 +49,14 @@ class Checkpoint(Model):
         description="URL of an S3 server other than Amazon's, https://host:port.",
     )
     region: str | None = Field(default=None, min_length=1, max_length=64, description="Region of the S3 bucket.")
+    credentials_secret: Name | None = Field(
+        default=None,
+        description="Secret whose keys are the variables of the store's own tools, such as AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY. Without it: what trainer.env or workload identity give.",
+    )
+    ca: CertificateAuthority | None = Field(
+        default=None, description="Certificates that the store is verified with, instead of the image's."
+    )
 
     RULES = (
         Rule(
@@ -57,5 +83,15 @@ class Checkpoint(Model):
             lambda c: c.region is None or c.uri.startswith("s3://"),
             "!has(self.region) || self.uri.startsWith('s3://')",
             "checkpoint.region is for s3:// only, and uri is {uri}: remove region or change uri",
+        ),
+        Rule(
+            lambda c: c.credentials_secret is None or not c.uri.startswith("file://"),
+            "!has(self.credentialsSecret) || !self.uri.startsWith('file://')",
+            "checkpoint.credentialsSecret is for stores, and uri is {uri}: remove credentialsSecret or change uri",
+        ),
+        Rule(
+            lambda c: c.ca is None or not c.uri.startswith("file://"),
+            "!has(self.ca) || !self.uri.startsWith('file://')",
+            "checkpoint.ca is for stores, and uri is {uri}: remove ca or change uri",
         ),
     )

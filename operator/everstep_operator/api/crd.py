@@ -25,6 +25,7 @@ _HEADER = "# Generated from operator/everstep_operator/api/ by `make generate`. 
 _COPIED = (
     *("type", "format", "description", "enum", "default", "pattern", "minimum", "maximum", "minLength", "maxLength"),
     *("minItems", "maxItems", "maxProperties", "x-kubernetes-list-type", "x-kubernetes-list-map-keys"),
+    *("x-kubernetes-int-or-string", "x-kubernetes-preserve-unknown-fields"),
 )
 _DROPPED = {"title", "const", "additionalProperties", "properties", "required", "items", "anyOf", "$ref"}
 

@@ -173,6 +173,8 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"{where} is longer than {context['max_length']} characters"
     if kind == "string_too_short":
         return f"{where} must not be empty: leave it out, or give it a value"
+    if kind == "quantity":
+        return f'{where} must be a quantity such as 2, "500m" or 16Gi, not {_shown(value)}'
     if kind == "string_pattern_mismatch":
         return f"{where} must match {context['pattern']}, and {_shown(value)} does not"
     return f"{where}: {error['msg']}, not {_shown(value)}"

@@ -10,11 +10,12 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from everstep_operator.api.accelerator import Accelerator
+from everstep_operator.api.accelerator import Accelerator, whole_slices
 from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.elastic import MAX_NODES, ElasticPolicy
 from everstep_operator.api.failure_policy import FailurePolicy
 from everstep_operator.api.model import Flag, Model, Whole
+from everstep_operator.api.pod_template import PodTemplate
 from everstep_operator.api.rules import Rule, Transition
 from everstep_operator.api.scheduling import Scheduling
 from everstep_operator.api.trainer import Trainer
@@ -88,9 +89,17 @@ class Spec(Model):
     elastic_policy: ElasticPolicy | None = Field(
         default=None, description="Bounds for the number of nodes. Default: exactly numNodes."
     )
-    num_proc_per_node: Whole = Field(default=1, ge=1, le=1_024, description="Ranks per node, one process each.")
-    accelerator: Accelerator = Field(default=Accelerator(), description="What the ranks compute on.")
+    num_proc_per_node: Whole = Field(
+        default=0,
+        ge=0,
+        le=1_024,
+        description="Ranks per node, one process each. 0: one per CUDA device; one on CPUs, and one for a TPU host.",
+    )
+    accelerator: Accelerator = Field(default=Accelerator(), description="What the ranks compute on, and where.")
     trainer: Trainer = Field(description="What to run.")
+    pod_template: PodTemplate | None = Field(
+        default=None, description="Anything else that a worker pod can say, merged over what the operator renders."
+    )
     checkpoint: Checkpoint | None = Field(
         default=None,
         description="Where and how often to save. Without it a restart begins at step 0.",
@@ -144,13 +153,46 @@ class Spec(Model):
             f"!has(self.managedBy) || self.managedBy.matches('{_MANAGER}')",
             "managedBy {managedBy} names no manager: write domain/name, or remove it for Everstep's own operator",
         ),
+        Rule(
+            lambda s: s.accelerator.tpu is None or s.num_nodes % s.accelerator.tpu.hosts == 0,
+            whole_slices("numNodes"),
+            "numNodes {numNodes} are no whole TPU slices of topology {accelerator.tpu.topology} with "
+            "{accelerator.tpu.chipsPerHost} chips a host: write a multiple of the hosts of one slice",
+        ),
+        Rule(
+            lambda s: (
+                s.accelerator.tpu is None
+                or s.elastic_policy is None
+                or ((s.elastic_policy.min_nodes % s.accelerator.tpu.hosts == 0)
+                and (s.elastic_policy.step % s.accelerator.tpu.hosts == 0))
+            ),
+            f"!has(self.elasticPolicy) || ({whole_slices('elasticPolicy.minNodes')}) && "
+            f"({whole_slices('elasticPolicy.step')})",
+            "elasticPolicy.minNodes {elasticPolicy.minNodes} or step {elasticPolicy.step} are no whole TPU slices of "
+            "topology {accelerator.tpu.topology}: write multiples of the hosts of one slice",
+        ),
+        Rule(
+            lambda s: s.accelerator.tpu is None or s.num_proc_per_node <= 1,
+            "!has(self.accelerator.tpu) || self.numProcPerNode <= 1",
+            "numProcPerNode {numProcPerNode} does not go with a TPU: one process drives all chips of a host; remove it",
+        ),
+        Rule(
+            lambda s: not s.trainer.resources.names(s.accelerator.resource),
+            "self.accelerator.type == 'cpu' || "
+            "[self.accelerator.type == 'tpu' ? 'google.com/tpu' : has(self.accelerator.resourceName) ? "
+            "self.accelerator.resourceName : 'nvidia.com/gpu'].all(r, "
+            "!(r in self.trainer.resources.requests) && !(r in self.trainer.resources.limits))",
+            "trainer.resources names the resource of the accelerator: remove it, accelerator says how many",
+        ),
     )
     TRANSITIONS = (
         _SAME_MANAGER,
         _RESIZED,
         _fixed("elastic_policy", "elasticPolicy"),
         _fixed("num_proc_per_node", "numProcPerNode", default=True),
+        _fixed("accelerator", "accelerator", default=True),
         _fixed("trainer", "trainer", default=True),
+        _fixed("pod_template", "podTemplate"),
         _fixed("checkpoint", "checkpoint"),
         _fixed("scheduling", "scheduling", default=True),
     )
@@ -158,6 +200,12 @@ class Spec(Model):
     @property
     def managed_by_us(self) -> bool:
         return self.managed_by in (None, MANAGER)
+
+    @property
+    def ranks_per_node(self) -> int:
+        if self.num_proc_per_node:
+            return self.num_proc_per_node
+        return self.accelerator.count_here if self.accelerator.type == "cuda" else 1
 
     @property
     def min_nodes(self) -> int:

@@ -174,7 +174,7 @@ class LocalRun:
         run = await self.cluster.get_run(self.key)
         self.shown = run
         spec = run.spec
-        ranks = f"{spec.num_nodes} x {spec.num_proc_per_node} ranks"
+        ranks = f"{spec.num_nodes} x {spec.ranks_per_node} ranks"
         self.out.say(f"{_name(run)}: {ranks}, {shlex.join((*spec.trainer.command, *spec.trainer.args))}")
         self.out.say(f"state and logs: {self.state.path}")
         await self._start_s3()

@@ -10,7 +10,7 @@ def launch_command(spec: Spec) -> tuple[str, ...]:
     return (
         *("everstep", "launch"),
         *("--nnodes", _nnodes(spec)),
-        *("--nproc-per-node", str(spec.num_proc_per_node)),
+        *("--nproc-per-node", str(spec.ranks_per_node)),
         *_program((*spec.trainer.command, *spec.trainer.args)),
     )
 

@@ -103,7 +103,7 @@ def _user_env(run: TrainingRun) -> dict[str, str]:
                 variables["AWS_ALLOW_HTTP"] = "true"
         if checkpoint.region is not None:
             variables["AWS_REGION"] = checkpoint.region
-    return variables | {variable.name: variable.value for variable in run.spec.trainer.env}
+    return variables | {v.name: v.value for v in run.spec.trainer.env if v.value_from is None}
 
 
 def _checkpoint_env(run: TrainingRun) -> dict[str, str]:
