@@ -163,8 +163,10 @@ class Spec(Model):
             lambda s: (
                 s.accelerator.tpu is None
                 or s.elastic_policy is None
-                or ((s.elastic_policy.min_nodes % s.accelerator.tpu.hosts == 0)
-                and (s.elastic_policy.step % s.accelerator.tpu.hosts == 0))
+                or (
+                    (s.elastic_policy.min_nodes % s.accelerator.tpu.hosts == 0)
+                    and (s.elastic_policy.step % s.accelerator.tpu.hosts == 0)
+                )
             ),
             f"!has(self.elasticPolicy) || ({whole_slices('elasticPolicy.minNodes')}) && "
             f"({whole_slices('elasticPolicy.step')})",
