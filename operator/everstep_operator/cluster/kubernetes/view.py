@@ -1,0 +1,139 @@
+"""What the operator knows of pods, nodes and runs between two looks at the source. Pure, and never goes back in time.
+
+Watches tell of changes late. An operator that has created a pod and does not find it in what its watch told so far
+would create another one. So what our own requests answered goes in here at once, each pod keeps the version that was
+seen last, and an older word about it is not believed (docs/adr/0011-informer-view.md).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from everstep_operator.cluster.kubernetes.pods import Seen, time
+from everstep_operator.cluster.port import RunKey
+
+
+class PodView:
+    """Pods by the uid of their run. `told` hears of each run about whose pods there is news."""
+
+    def __init__(self, told: Callable[[RunKey], None] = lambda key: None) -> None:
+        self._told = told
+        self._pods: dict[str, dict[str, Seen]] = {}  # run uid: pod uid: pod
+        self._gone: set[str] = set()  # uids of pods of which we know, and the watch does not yet, that they are gone
+        self._unsure: set[str] = set()  # uids of runs for which a request ended without an answer
+
+    def of(self, run_uid: str) -> list[Seen]:
+        return sorted(self._pods.get(run_uid, {}).values(), key=lambda s: s.pod.name)
+
+    def __iter__(self) -> Iterable[Seen]:  # type: ignore[override]
+        for pods in self._pods.values():
+            yield from pods.values()
+
+    # From the source and from watches.
+
+    def listed(self, items: list[Seen], version: int) -> None:
+        """All pods of all runs."""
+        runs: dict[str, list[Seen]] = {uid: [] for uid in self._pods}
+        for item in items:
+            runs.setdefault(item.pod.run_uid, []).append(item)
+        for uid, of_run in runs.items():
+            self.listed_run(uid, of_run, version)
+        self._gone &= {item.pod.uid for item in items}
+
+    def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
+        """All pods of one run."""
+        before = self._pods.get(run_uid, {})
+        now = {item.pod.uid: item for item in items if item.pod.uid not in self._gone}
+        for uid, pod in before.items():
+            if uid in now:
+                now[uid] = max(now[uid], pod, key=lambda s: s.version)
+            elif pod.version > version:
+                now[uid] = pod  # created by us since
+        self._unsure.discard(run_uid)
+        self._put(run_uid, now)
+        if now != before:
+            for key in {pod.run for pod in (*before.values(), *now.values())}:
+                self._told(key)
+
+    def changed(self, type: str, item: Seen, version: int) -> None:
+        uid, run_uid = item.pod.uid, item.pod.run_uid
+        pods = self._pods.setdefault(run_uid, {})
+        if type == "DELETED":
+            self._gone.discard(uid)
+            known = pods.pop(uid, None)
+            self._put(run_uid, pods)
+            if known is not None:
+                self._told(item.run)
+        elif uid not in self._gone and (uid not in pods or pods[uid].version < item.version):
+            pods[uid] = item
+            self._told(item.run)
+
+    # From answers to our own requests.
+
+    def wrote(self, item: Seen) -> None:
+        self.changed("MODIFIED", item, item.version)
+
+    def removed(self, run_uid: str, uid: str) -> None:
+        pods = self._pods.get(run_uid, {})
+        if pods.pop(uid, None) is not None:
+            self._gone.add(uid)  # until the watch says so, too
+        self._put(run_uid, pods)
+
+    # Doubt.
+
+    def doubt(self, run_uid: str) -> None:
+        """A write of ours may or may not have happened: ask the source before anything else is done."""
+        self._unsure.add(run_uid)
+
+    def is_sure(self, run_uid: str) -> bool:
+        return run_uid not in self._unsure
+
+    def _put(self, run_uid: str, pods: dict[str, Seen]) -> None:
+        if pods:
+            self._pods[run_uid] = pods
+        else:
+            self._pods.pop(run_uid, None)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Of a Node."""
+
+    name: str
+    lost_since: datetime | None
+    cordoned: bool
+
+
+def machine(item: dict[str, Any]) -> Machine:
+    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+    ready = next((c for c in status.get("conditions") or [] if c["type"] == "Ready"), None)
+    if ready is None:
+        lost: str | None = metadata["creationTimestamp"]
+    else:
+        lost = None if ready["status"] == "True" else ready.get("lastTransitionTime") or metadata["creationTimestamp"]
+    return Machine(metadata["name"], None if lost is None else time(lost), bool(spec.get("unschedulable")))
+
+
+class MachineView:
+    """Nodes by name. `told` hears the names of those that were lost, found, cordoned or uncordoned."""
+
+    def __init__(self, told: Callable[[str], None] = lambda name: None) -> None:
+        self._told = told
+        self._machines: dict[str, Machine] = {}
+
+    def get(self, name: str) -> Machine | None:
+        return self._machines.get(name)
+
+    def listed(self, items: list[Machine], version: int) -> None:
+        before, self._machines = self._machines, {item.name: item for item in items}
+        for name in before.keys() | self._machines.keys():
+            if before.get(name) != self._machines.get(name):
+                self._told(name)
+
+    def changed(self, type: str, item: Machine, version: int) -> None:
+        before = self._machines.pop(item.name, None)
+        if type != "DELETED":
+            self._machines[item.name] = item
+        if before != self._machines.get(item.name):
+            self._told(item.name)
