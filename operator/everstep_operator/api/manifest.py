@@ -49,12 +49,17 @@ def parse(text: str, source: str) -> TrainingRun:
     try:
         run = TrainingRun.model_validate_json(json.dumps(document, allow_nan=False), by_alias=True, by_name=False)
     except ValidationError as error:
-        errors += [_sentence(dict(detail)) for detail in error.errors(include_url=False)]
+        errors += sentences(error)
     except (TypeError, ValueError) as error:
         errors.append(f"it holds a value that JSON cannot: {error}")
     if errors:
         raise ManifestError(_joined(source, errors))
     return run
+
+
+def sentences(error: ValidationError) -> list[str]:
+    """What is wrong with a TrainingRun, in words for people."""
+    return [_sentence(dict(detail)) for detail in error.errors(include_url=False)]
 
 
 def _read(path: Path) -> str:

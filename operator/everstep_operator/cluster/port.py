@@ -36,6 +36,10 @@ class Refused(ClusterError):
     """
 
 
+class Invalid(ClusterError):
+    """The object is none that this version understands; the message says what to change."""
+
+
 class Unavailable(ClusterError):
     """The cluster does not answer now; try again later, after `retry_after` seconds if it said so."""
 
@@ -63,7 +67,10 @@ class Event:
 
 class Cluster(Protocol):
     async def get_run(self, key: RunKey) -> TrainingRun:
-        """The object with metadata.uid, metadata.resourceVersion and status. Raises NotFound."""
+        """The object with metadata.uid, metadata.resourceVersion and status.
+
+        Raises NotFound, also for a run that is being deleted, and Invalid.
+        """
         ...
 
     async def save_status(self, run: TrainingRun, status: Status) -> TrainingRun:

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from everstep_operator.cluster.port import RunKey
+from everstep_operator.cluster.render import MAIN_CONTAINER
 from everstep_operator.plan.model import Pod
 from everstep_protocol import codec, labels
 from everstep_protocol.reasons import Failure, Reason
@@ -35,8 +36,8 @@ class Seen:
 def seen(item: dict[str, Any]) -> Seen:
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     marks = metadata.get("labels") or {}
-    main = _main_container(spec, status)
-    state = main.get("state") or {}
+    role = marks.get(labels.ROLE, "")
+    state = _main_container(role, status).get("state") or {}
     ended = state.get("terminated")
     deleted = metadata.get("deletionTimestamp")
     phase = _phase(status, state)
@@ -44,7 +45,7 @@ def seen(item: dict[str, Any]) -> Seen:
     pod = Pod(
         name=metadata["name"],
         uid=metadata["uid"],
-        role=marks.get(labels.ROLE, ""),
+        role=role,
         node=_number(marks.get(labels.NODE)),
         attempt=_number(marks.get(labels.ATTEMPT)) or 0,
         phase=phase,
@@ -76,12 +77,10 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdecimal() else None
 
 
-def _main_container(spec: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
-    """Status of the container that we rendered, which is the first one; {} before there is any."""
-    names = [container["name"] for container in spec.get("containers") or []]
-    statuses = {s["name"]: s for s in status.get("containerStatuses") or []}
-    found: dict[str, Any] = statuses.get(names[0], {}) if names else {}
-    return found
+def _main_container(role: str, status: dict[str, Any]) -> dict[str, Any]:
+    """Status of the container that we rendered; {} before there is any."""
+    name = MAIN_CONTAINER.get(role)
+    return next((s for s in status.get("containerStatuses") or [] if s["name"] == name), {})
 
 
 def _phase(status: dict[str, Any], state: dict[str, Any]) -> str:

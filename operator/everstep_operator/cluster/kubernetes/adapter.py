@@ -1,0 +1,385 @@
+"""The Kubernetes adapter: implements cluster/port.py with an API server."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import math
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Self
+
+from pydantic import ValidationError
+
+from everstep_operator.api.manifest import sentences
+from everstep_operator.api.trainingrun import API_VERSION, GROUP, KIND, VERSION, Status, TrainingRun
+from everstep_operator.cluster import render
+from everstep_operator.cluster.kubernetes.api import APPLY, MERGE_PATCH, ApiServer
+from everstep_operator.cluster.kubernetes.coordinators import Coordinators, Tokens
+from everstep_operator.cluster.kubernetes.events import Events
+from everstep_operator.cluster.kubernetes.informer import Informer, list_all
+from everstep_operator.cluster.kubernetes.pods import Seen, seen
+from everstep_operator.cluster.kubernetes.view import MachineView, PodView, machine
+from everstep_operator.cluster.port import AlreadyExists, Conflict, Event, Invalid, NotFound, RunKey, Unavailable
+from everstep_operator.cluster.render import RenderSettings
+from everstep_operator.plan import model
+from everstep_operator.plan.model import Pod, PodSpec
+from everstep_protocol import labels
+from everstep_protocol.messages import Intent, Report
+
+FIELD_MANAGER = "everstep"
+PLURAL = "trainingruns"
+#: So often each run is read from the source and looked at, whatever the watches say.
+RESYNC_SECONDS = 300.0
+#: reason of a run that was admitted and cannot be understood.
+INVALID = "InvalidSpec"
+
+#: Where objects of a kind live, below /namespaces/<namespace>/.
+_PLACES = {
+    "Service": ("/api/v1", "services"),
+    "ConfigMap": ("/api/v1", "configmaps"),
+    "NetworkPolicy": ("/apis/networking.k8s.io/v1", "networkpolicies"),
+    "PodDisruptionBudget": ("/apis/policy/v1", "poddisruptionbudgets"),
+}
+
+log = logging.getLogger(__name__)
+
+
+class KubernetesCluster:
+    """Watches while it is entered: `async with KubernetesCluster(…) as cluster`."""
+
+    def __init__(
+        self,
+        api: ApiServer,
+        tokens: Tokens,
+        settings: RenderSettings,
+        *,
+        namespaces: Sequence[str] = (),
+        resync_seconds: float = RESYNC_SECONDS,
+        may_write: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            namespaces: the only ones that are looked at. None: all, and Nodes as well.
+            may_write: raises Unavailable while this process must not change anything, because another one leads.
+        """
+        self._api = api
+        self._tokens = tokens
+        self._coordinators = Coordinators(tokens, settings.coordinator_port)
+        self._settings = settings
+        self._resync_seconds = resync_seconds
+        self._may_write = may_write
+        self._events = Events(api)
+        self._machines = MachineView(self._machine_changed)
+        self._pods: dict[str, PodView] = {}  # by namespace; "": all of them
+        self._pod_informers: dict[str, Informer] = {}
+        self._run_paths = []
+        for namespace in namespaces or ("",):
+            place = f"/namespaces/{namespace}" if namespace else ""
+            self._pods[namespace] = view = PodView(self._tell_of_pod)
+            path = f"/api/v1{place}/pods"
+            self._pod_informers[namespace] = Informer(api, path, seen, view, selector=labels.RUN_UID)
+            self._run_paths.append(f"/apis/{GROUP}/{VERSION}{place}/{PLURAL}")
+        self._machine_informers = [] if namespaces else [Informer(api, "/api/v1/nodes", machine, self._machines)]
+        self._runs: dict[RunKey, TrainingRun | Invalid] = {}
+        self._runs_are_told = False
+        self._applied: dict[str, dict[str, str]] = {}  # run uid: name of a child: digest of what was applied last
+        self._with_secret: set[str] = set()  # uids of runs
+        self._watchers: set[asyncio.Queue[Event]] = set()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        jobs = [informer.run() for informer in self.informers()]
+        self._tasks = [asyncio.create_task(job) for job in (*jobs, self._events.run(), self._resync())]
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._coordinators.close()
+
+    def informers(self) -> list[Informer]:
+        return [*self._pod_informers.values(), *self._machine_informers]
+
+    async def synced(self) -> None:
+        """Until all there was at the start has been seen."""
+        for informer in self.informers():
+            await informer.synced.wait()
+
+    async def take_over(self) -> list[RunKey]:
+        """Read everything from the source, as of now: another process has been acting until a moment ago."""
+        for informer in self._pod_informers.values():
+            await informer.list()
+        items = [item for path in self._run_paths for item in (await list_all(self._api, path, {}, dict))[0]]
+        for item in items:
+            self._remember(item)
+        return [_key(item) for item in items]
+
+    # The run.
+
+    def run_changed(self, type: str | None, item: dict[str, Any]) -> None:
+        """From whoever watches TrainingRuns. Once told, this adapter relies on being told of all changes."""
+        self._runs_are_told = True
+        key = _key(item)
+        if type == "DELETED":
+            self._forget(key, item["metadata"]["uid"])
+        else:
+            self._remember(item)
+        self._tell(key, "run")
+
+    async def get_run(self, key: RunKey) -> TrainingRun:
+        known = self._runs.get(key)
+        if known is None:
+            item = await self._api.request("GET", _run_path(key))
+            known = self._remember(item)
+        if isinstance(known, Invalid):
+            raise known
+        return known
+
+    async def save_status(self, run: TrainingRun, status: Status) -> TrainingRun:
+        metadata = run.metadata
+        key = RunKey(metadata.namespace, metadata.name)
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "metadata": {
+                "name": metadata.name,
+                "namespace": metadata.namespace,
+                "uid": metadata.uid,
+                "resourceVersion": metadata.resource_version,
+            },
+            "spec": run.spec.model_dump(mode="json", exclude_none=True),  # required, and ignored here
+            "status": status.model_dump(mode="json", exclude_none=True),
+        }
+        self._may_write()
+        try:
+            item = await self._api.request("PUT", f"{_run_path(key)}/status", body=body)
+        except (Conflict, NotFound, Unavailable):
+            self._runs.pop(key, None)  # whatever we know of it is not what is there
+            raise
+        saved = self._remember(item)
+        if isinstance(saved, Invalid):
+            raise saved
+        return saved
+
+    async def report_invalid(self, key: RunKey, why: Invalid) -> None:
+        """Say in the status of a run what is wrong with it. The planner, who otherwise does, cannot read it."""
+        self._may_write()
+        change = {"status": {"reason": INVALID, "message": str(why)[:8_192]}}
+        await self._api.request("PATCH", f"{_run_path(key)}/status", body=change, content_type=MERGE_PATCH)
+
+    async def delete_run(self, run: TrainingRun) -> None:
+        self._may_write()
+        key = RunKey(run.metadata.namespace, run.metadata.name)
+        options = {"preconditions": {"uid": run.metadata.uid}, "propagationPolicy": "Background"}
+        await self._api.request("DELETE", _run_path(key), body=options)
+        self._forget(key, run.metadata.uid)
+
+    async def post_events(self, run: TrainingRun, events: tuple[model.Event, ...]) -> None:
+        for event in events:
+            self._events.post(run, event)
+
+    def _remember(self, item: dict[str, Any]) -> TrainingRun | Invalid:
+        key = _key(item)
+        run = _parsed(item)
+        known = self._runs.get(key)
+        if isinstance(known, TrainingRun) and int(known.metadata.resource_version) >= int(
+            item["metadata"]["resourceVersion"]
+        ):
+            return known
+        if self._runs_are_told:
+            self._runs[key] = run
+        return run
+
+    def _forget(self, key: RunKey, uid: str) -> None:
+        known = self._runs.get(key)
+        if isinstance(known, Invalid) or (known is not None and known.metadata.uid == uid):
+            del self._runs[key]
+        self._applied.pop(uid, None)
+        self._with_secret.discard(uid)
+
+    # Pods.
+
+    async def list_pods(self, run: TrainingRun) -> list[Pod]:
+        view, informer = self._of(run)
+        if not (informer.watching and view.is_sure(run.metadata.uid)):
+            path = f"/api/v1/namespaces/{run.metadata.namespace}/pods"
+            ours = {"labelSelector": f"{labels.RUN_UID}={run.metadata.uid}"}
+            items, version = await list_all(self._api, path, ours, seen)
+            view.listed_run(run.metadata.uid, items, version)
+        return [self._with_machine(item) for item in view.of(run.metadata.uid)]
+
+    async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
+        await self._apply_children(run)
+        body = render.pod(run, spec, self._settings)
+        self._may_write()
+        with self._in_doubt(run):
+            item = await self._api.request("POST", f"/api/v1/namespaces/{run.metadata.namespace}/pods", body=body)
+        created = seen(item)
+        self._of(run)[0].wrote(created)
+        if spec.role == labels.COORDINATOR:
+            await self._apply_children(run)  # its Service stays for as long as it does
+        return created.pod
+
+    async def delete_pod(self, run: TrainingRun, name: str, uid: str, grace_seconds: float) -> None:
+        view, _ = self._of(run)
+        options = {"gracePeriodSeconds": math.ceil(grace_seconds), "preconditions": {"uid": uid}}
+        self._may_write()
+        try:
+            with self._in_doubt(run):
+                item = await self._api.request("DELETE", _pod_path(run, name), body=options)
+        except NotFound:
+            view.removed(run.metadata.uid, uid)
+            raise
+        still_there = item.get("kind") == "Pod" and (
+            item["metadata"].get("deletionGracePeriodSeconds") or item["metadata"].get("finalizers")
+        )
+        if still_there:
+            view.wrote(seen(item))
+        else:
+            view.removed(run.metadata.uid, uid)
+
+    async def evict_pod(self, run: TrainingRun, name: str) -> None:
+        view, _ = self._of(run)
+        metadata = {"name": name, "namespace": run.metadata.namespace}
+        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
+        self._may_write()
+        view.doubt(run.metadata.uid)  # the answer does not hold the pod
+        await self._api.request("POST", f"{_pod_path(run, name)}/eviction", body=body)
+
+    def _of(self, run: TrainingRun) -> tuple[PodView, Informer]:
+        namespace = run.metadata.namespace if run.metadata.namespace in self._pods else ""
+        return self._pods[namespace], self._pod_informers[namespace]
+
+    @contextmanager
+    def _in_doubt(self, run: TrainingRun) -> Iterator[None]:
+        """A write that may have happened although nobody said so, or that found something that we did not know of."""
+        try:
+            yield
+        except (Unavailable, AlreadyExists, Conflict, asyncio.CancelledError):
+            self._of(run)[0].doubt(run.metadata.uid)
+            raise
+
+    def _with_machine(self, item: Seen) -> Pod:
+        pod = item.pod
+        if not pod.machine or not all(informer.synced.is_set() for informer in self._machine_informers):
+            return pod
+        if not self._machine_informers:
+            return pod
+        found = self._machines.get(pod.machine)
+        if found is None:
+            return replace(pod, machine_lost_since=item.created)
+        return replace(pod, machine_lost_since=found.lost_since, machine_cordoned=found.cordoned)
+
+    # What pods need beside themselves.
+
+    async def _apply_children(self, run: TrainingRun) -> None:
+        """What has changed since this process applied it last; nothing in most cases."""
+        await self._create_secret(run)
+        coordinators = [
+            item.pod for item in self._of(run)[0].of(run.metadata.uid) if item.pod.role == labels.COORDINATOR
+        ]
+        service = render.coordinator_service(run, self._settings, coordinators)
+        applied = self._applied.setdefault(run.metadata.uid, {})
+        for child in (service, *render.children(run, self._settings)):
+            name = f"{child['kind']}/{child['metadata']['name']}"
+            if child["metadata"]["name"] == service["metadata"]["name"] and child["kind"] == service["kind"]:
+                child = service
+            digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
+            if applied.get(name) == digest:
+                continue
+            place, plural = _PLACES[child["kind"]]
+            path = f"{place}/namespaces/{run.metadata.namespace}/{plural}/{child['metadata']['name']}"
+            params = {"fieldManager": FIELD_MANAGER, "force": "true"}
+            self._may_write()
+            await self._api.request("PATCH", path, params=params, body=child, content_type=APPLY)
+            applied[name] = digest
+
+    async def _create_secret(self, run: TrainingRun) -> None:
+        """Created, never read: the operator needs no right to see Secrets."""
+        if run.metadata.uid in self._with_secret:
+            return
+        body = render.token_secret(run, self._tokens.of(run.metadata.uid))
+        self._may_write()
+        try:
+            await self._api.request("POST", f"/api/v1/namespaces/{run.metadata.namespace}/secrets", body=body)
+        except AlreadyExists:
+            pass  # by us, earlier: its name holds the run's uid
+        self._with_secret.add(run.metadata.uid)
+
+    # The coordinator.
+
+    async def get_report(self, run: TrainingRun) -> Report | None:
+        address = self._coordinator_address(run)
+        return None if address is None else await self._coordinators.report(address, run.metadata.uid)
+
+    async def send_intent(self, run: TrainingRun, intent: Intent) -> Report | None:
+        self._may_write()
+        address = self._coordinator_address(run)
+        return None if address is None else await self._coordinators.tell(address, run.metadata.uid, intent)
+
+    def _coordinator_address(self, run: TrainingRun) -> str | None:
+        running = [
+            item
+            for item in self._of(run)[0].of(run.metadata.uid)
+            if item.pod.role == labels.COORDINATOR and item.pod.phase == "Running" and item.address
+        ]
+        newest = max(running, key=lambda item: item.pod.attempt, default=None)
+        return None if newest is None else newest.address
+
+    # Events.
+
+    async def watch(self) -> AsyncIterator[Event]:
+        queue: asyncio.Queue[Event] = asyncio.Queue()
+        self._watchers.add(queue)
+        try:
+            while True:
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    def _tell(self, key: RunKey, what: str) -> None:
+        for queue in self._watchers:
+            queue.put_nowait(Event(key, what))
+
+    def _tell_of_pod(self, key: RunKey) -> None:
+        self._tell(key, "pod")
+
+    def _machine_changed(self, name: str) -> None:
+        for key in {item.run for view in self._pods.values() for item in view if item.pod.machine == name}:
+            self._tell(key, "node")
+
+    async def _resync(self) -> None:
+        """Each run once in a while, evenly spread."""
+        while True:
+            keys = {*self._runs, *(item.run for view in self._pods.values() for item in view)}
+            for key in sorted(keys, key=str):
+                self._runs.pop(key, None)
+                self._tell(key, "resync")
+                await asyncio.sleep(self._resync_seconds / len(keys))
+            if not keys:
+                await asyncio.sleep(self._resync_seconds)
+
+
+def _key(item: dict[str, Any]) -> RunKey:
+    return RunKey(item["metadata"]["namespace"], item["metadata"]["name"])
+
+
+def _run_path(key: RunKey) -> str:
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{key.namespace}/{PLURAL}/{key.name}"
+
+
+def _pod_path(run: TrainingRun, name: str) -> str:
+    return f"/api/v1/namespaces/{run.metadata.namespace}/pods/{name}"
+
+
+def _parsed(item: dict[str, Any]) -> TrainingRun | Invalid:
+    """Raises NotFound: it is being deleted, and only waits for what it owns."""
+    if item["metadata"].get("deletionTimestamp"):
+        raise NotFound(f"{_key(item)} is being deleted")
+    try:
+        return TrainingRun.model_validate(item, by_alias=True, by_name=False)
+    except ValidationError as error:
+        return Invalid("; ".join(sentences(error)))
