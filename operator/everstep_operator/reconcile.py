@@ -1,9 +1,10 @@
 """One turn for one run: look, plan, write down what is going to be done, do it."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
-from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, RunKey
 from everstep_operator.plan import make_plan, observe
 from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, SendIntent
@@ -12,8 +13,16 @@ from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun
 RETRY_SECONDS = 0.2
 
 
-async def reconcile(cluster: Cluster, key: RunKey, now: datetime) -> float | None:
+async def reconcile(
+    cluster: Cluster,
+    key: RunKey,
+    now: datetime,
+    can_wait: Callable[[str, Status, Status], bool] = lambda uid, old, new: False,
+) -> float | None:
     """Returns the seconds until the next look even if nothing changes; None: only when something changes.
+
+    Args:
+        can_wait: whether the new status of the run of that uid need not be written now.
 
     Raises:
         Unavailable: the cluster does not answer; nothing is lost by trying again later.
@@ -27,7 +36,7 @@ async def reconcile(cluster: Cluster, key: RunKey, now: datetime) -> float | Non
     report = await cluster.get_report(run)
     plan = make_plan(run, observe(run, listed, report), now)
     try:
-        if plan.status != run.status:
+        if plan.status != run.status and not can_wait(run.metadata.uid, run.status, plan.status):
             run = await cluster.save_status(run, plan.status)  # intent first: a crash from here on repeats the acts
     except Conflict:
         return RETRY_SECONDS

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Self
 
@@ -58,11 +58,13 @@ class KubernetesCluster:
         namespaces: Sequence[str] = (),
         resync_seconds: float = RESYNC_SECONDS,
         may_write: Callable[[], None] = lambda: None,
+        saved: Callable[[TrainingRun, Status], None] = lambda run, status: None,
     ) -> None:
         """
         Args:
             namespaces: the only ones that are looked at. None: all, and Nodes as well.
             may_write: raises Unavailable while this process must not change anything, because another one leads.
+            saved: told of each status that was written, and of the run before that.
         """
         self._api = api
         self._tokens = tokens
@@ -70,6 +72,7 @@ class KubernetesCluster:
         self._settings = settings
         self._resync_seconds = resync_seconds
         self._may_write = may_write
+        self._saved = saved
         self._events = Events(api)
         self._machines = MachineView(self._machine_changed)
         self._pods: dict[str, PodView] = {}  # by namespace; "": all of them
@@ -113,9 +116,10 @@ class KubernetesCluster:
         for informer in self._pod_informers.values():
             await informer.list()
         items = [item for path in self._run_paths for item in (await list_all(self._api, path, {}, dict))[0]]
-        for item in items:
+        alive = [item for item in items if not _is_leaving(item)]
+        for item in alive:
             self._remember(item)
-        return [_key(item) for item in items]
+        return [_key(item) for item in alive]
 
     # The run.
 
@@ -123,16 +127,22 @@ class KubernetesCluster:
         """From whoever watches TrainingRuns. Once told, this adapter relies on being told of all changes."""
         self._runs_are_told = True
         key = _key(item)
-        if type == "DELETED":
+        if type == "DELETED" or _is_leaving(item):
             self._forget(key, item["metadata"]["uid"])
         else:
             self._remember(item)
         self._tell(key, "run")
 
+    def runs(self) -> list[TrainingRun]:
+        """Those that this adapter has been told of, as they were last."""
+        return [run for run in self._runs.values() if isinstance(run, TrainingRun)]
+
     async def get_run(self, key: RunKey) -> TrainingRun:
         known = self._runs.get(key)
         if known is None:
             item = await self._api.request("GET", _run_path(key))
+            if _is_leaving(item):
+                raise NotFound(f"{key} is being deleted")
             known = self._remember(item)
         if isinstance(known, Invalid):
             raise known
@@ -162,6 +172,7 @@ class KubernetesCluster:
         saved = self._remember(item)
         if isinstance(saved, Invalid):
             raise saved
+        self._saved(run, status)
         return saved
 
     async def report_invalid(self, key: RunKey, why: Invalid) -> None:
@@ -303,10 +314,8 @@ class KubernetesCluster:
             return
         body = render.token_secret(run, self._tokens.of(run.metadata.uid))
         self._may_write()
-        try:
+        with suppress(AlreadyExists):  # by us, earlier: its name holds a hash of the run's uid
             await self._api.request("POST", f"/api/v1/namespaces/{run.metadata.namespace}/secrets", body=body)
-        except AlreadyExists:
-            pass  # by us, earlier: its name holds the run's uid
         self._with_secret.add(run.metadata.uid)
 
     # The coordinator.
@@ -375,10 +384,12 @@ def _pod_path(run: TrainingRun, name: str) -> str:
     return f"/api/v1/namespaces/{run.metadata.namespace}/pods/{name}"
 
 
+def _is_leaving(item: dict[str, Any]) -> bool:
+    """Deleted, and kept only until what it owns is gone: nothing may be created for it any more."""
+    return "deletionTimestamp" in item["metadata"]
+
+
 def _parsed(item: dict[str, Any]) -> TrainingRun | Invalid:
-    """Raises NotFound: it is being deleted, and only waits for what it owns."""
-    if item["metadata"].get("deletionTimestamp"):
-        raise NotFound(f"{_key(item)} is being deleted")
     try:
         return TrainingRun.model_validate(item, by_alias=True, by_name=False)
     except ValidationError as error:

@@ -47,15 +47,23 @@ async def configuration(kubeconfig: str | None = None) -> Configuration:
     found = Configuration()
     try:
         if kubeconfig is None and "KUBERNETES_SERVICE_HOST" in os.environ:
-            config.load_incluster_config(client_configuration=found)
+            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
         else:
-            await config.load_kube_config(config_file=kubeconfig, client_configuration=found)
+            await config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=kubeconfig, client_configuration=found
+            )
     except (config.ConfigException, OSError) as error:
         where = kubeconfig or os.environ.get("KUBECONFIG") or "the service account or ~/.kube/config"
         raise ClusterError(
             f"no cluster to connect to: {where}: {error}; give --kubeconfig FILE or set KUBECONFIG"
         ) from None
     return found
+
+
+async def authorization(configuration: Configuration) -> dict[str, str]:
+    """Headers of a request, from a token that is renewed when it has to be."""
+    settings: Mapping[str, Any] = await configuration.auth_settings()
+    return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
 
 
 class ApiServer:
@@ -99,8 +107,8 @@ class ApiServer:
             NotFound, AlreadyExists, Conflict, Gone, Refused, Unavailable: as the port says. After Unavailable it is
                 not known whether a write has happened.
         """
-        timeout = aiohttp.ClientTimeout(total=self._request_seconds, connect=CONNECT_SECONDS)
-        async with self._answer(method, path, params, body, content_type, timeout) as response:
+        patience = aiohttp.ClientTimeout(total=self._request_seconds, connect=CONNECT_SECONDS)
+        async with self._answer(method, path, params, body, content_type, patience) as response:
             answer: dict[str, Any] = await response.json(content_type=None)
             return answer
 
@@ -114,8 +122,8 @@ class ApiServer:
             Gone: the resourceVersion is too old. Unavailable: nothing came for `silence_seconds`, or the line broke.
         """
         params = {**params, "watch": "true", "allowWatchBookmarks": "true"}
-        timeout = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=silence_seconds)
-        async with self._answer("GET", path, params, None, JSON, timeout) as response:
+        patience = aiohttp.ClientTimeout(total=None, connect=CONNECT_SECONDS, sock_read=silence_seconds)
+        async with self._answer("GET", path, params, None, JSON, patience) as response:
 
             async def events() -> AsyncIterator[dict[str, Any]]:
                 async for line in response.content:
@@ -135,7 +143,7 @@ class ApiServer:
         params: Mapping[str, str] | None,
         body: Any,
         content_type: str,
-        timeout: aiohttp.ClientTimeout,
+        patience: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         what = (_verb(method, path, params), _resource(path))
         began, status = self._clock(), 0
@@ -145,8 +153,8 @@ class ApiServer:
                 self._configuration.host.rstrip("/") + path,
                 params=params,
                 data=None if body is None else json.dumps(body),
-                headers={"Content-Type": content_type, "Accept": JSON, **await self._authorization()},
-                timeout=timeout,
+                headers={"Content-Type": content_type, "Accept": JSON, **await authorization(self._configuration)},
+                timeout=patience,
                 server_hostname=self._configuration.tls_server_name or None,
                 proxy=self._configuration.proxy or None,
             ) as response:
@@ -161,10 +169,6 @@ class ApiServer:
                 self._observe(*what, 0, self._clock() - began)
             how = str(error) or type(error).__name__
             raise Unavailable(f"the API server does not answer ({what[0]} {what[1]}): {how}") from None
-
-    async def _authorization(self) -> dict[str, str]:
-        settings = await self._configuration.auth_settings()
-        return {str(s["key"]): str(s["value"]) for s in settings.values() if s["in"] == "header" and s["value"]}
 
     def _error(
         self, code: int, status: Mapping[str, Any], headers: Mapping[str, str], what: tuple[str, str]

@@ -35,7 +35,9 @@ class Tokens:
         try:
             key = path.read_bytes().strip()
         except OSError as error:
-            raise ClusterError(f"no key for the tokens of runs: {path}: {error.strerror}; see --token-key-file") from None
+            raise ClusterError(
+                f"no key for the tokens of runs: {path}: {error.strerror}; see --token-key-file"
+            ) from None
         if len(key) < 16:
             raise ClusterError(f"the key for the tokens of runs in {path} has {len(key)} bytes; it needs 16 at least")
         return cls(key)

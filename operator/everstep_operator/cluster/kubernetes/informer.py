@@ -20,15 +20,14 @@ _BACKOFF = Backoff(initial_seconds=0.2, factor=2.0, max_seconds=5.0)
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-S = TypeVar("S", contravariant=True)
 
 
-class Listener(Protocol[S]):
-    def listed(self, items: list[S], version: int) -> None:
+class Listener(Protocol[T]):
+    def listed(self, items: list[T], version: int) -> None:
         """All that there is, as of that resourceVersion."""
         ...
 
-    def changed(self, type: str, item: S, version: int) -> None:
+    def changed(self, type: str, item: T, version: int) -> None:
         """One object was ADDED, MODIFIED or DELETED; its last state."""
         ...
 
@@ -48,7 +47,7 @@ class Informer:
     ) -> None:
         """`parse`: keeps of each object what is needed; whole ones would take a hundred times the memory."""
         self._api = api
-        self._path = path
+        self.path = path
         self._parse: Callable[[dict[str, Any]], Any] = parse
         self._listener: Listener[Any] = listener
         self._params = {"labelSelector": selector} if selector else {}
@@ -77,12 +76,12 @@ class Informer:
             except ClusterError as error:
                 failures += 1
                 version = None
-                log.warning("watching %s: %s", self._path, error)
-                await asyncio.sleep(delay(_BACKOFF, failures + 1, self._path))
+                log.warning("watching %s: %s", self.path, error)
+                await asyncio.sleep(delay(_BACKOFF, failures + 1, self.path))
 
     async def list(self) -> int:
         """Ask the source for all there is, tell the listener, and return the resourceVersion that it is as of."""
-        items, version = await list_all(self._api, self._path, self._params, self._parse)
+        items, version = await list_all(self._api, self.path, self._params, self._parse)
         self._heard = self._clock()
         self._listener.listed(items, version)
         self.synced.set()
@@ -92,7 +91,7 @@ class Informer:
         """Until the server ends it; returns the resourceVersion to go on from."""
         params = {**self._params, "resourceVersion": str(version), "timeoutSeconds": str(WATCH_SECONDS)}
         try:
-            async with self._api.watch(self._path, params, SILENCE_SECONDS) as events:
+            async with self._api.watch(self.path, params, SILENCE_SECONDS) as events:
                 self.watching = True
                 self._heard = self._clock()
                 async for event in events:

@@ -5,7 +5,7 @@ would create another one. So what our own requests answered goes in here at once
 seen last, and an older word about it is not believed (docs/adr/0011-informer-view.md).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -26,7 +26,7 @@ class PodView:
     def of(self, run_uid: str) -> list[Seen]:
         return sorted(self._pods.get(run_uid, {}).values(), key=lambda s: s.pod.name)
 
-    def __iter__(self) -> Iterable[Seen]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Seen]:
         for pods in self._pods.values():
             yield from pods.values()
 
@@ -38,7 +38,12 @@ class PodView:
         for item in items:
             runs.setdefault(item.pod.run_uid, []).append(item)
         for uid, of_run in runs.items():
+            before = self._pods.get(uid, {})
             self.listed_run(uid, of_run, version)
+            now = self._pods.get(uid, {})
+            if now != before:
+                for key in {pod.run for pod in (*before.values(), *now.values())}:
+                    self._told(key)
         self._gone &= {item.pod.uid for item in items}
 
     def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
@@ -52,9 +57,6 @@ class PodView:
                 now[uid] = pod  # created by us since
         self._unsure.discard(run_uid)
         self._put(run_uid, now)
-        if now != before:
-            for key in {pod.run for pod in (*before.values(), *now.values())}:
-                self._told(key)
 
     def changed(self, type: str, item: Seen, version: int) -> None:
         uid, run_uid = item.pod.uid, item.pod.run_uid
@@ -72,7 +74,10 @@ class PodView:
     # From answers to our own requests.
 
     def wrote(self, item: Seen) -> None:
-        self.changed("MODIFIED", item, item.version)
+        pods = self._pods.setdefault(item.pod.run_uid, {})
+        known = pods.get(item.pod.uid)
+        if item.pod.uid not in self._gone and (known is None or known.version < item.version):
+            pods[item.pod.uid] = item
 
     def removed(self, run_uid: str, uid: str) -> None:
         pods = self._pods.get(run_uid, {})

@@ -13,6 +13,7 @@ from everstep_operator.cluster.render.names import (
     token_secret_name,
 )
 from everstep_operator.cluster.render.pod import pod
+from everstep_operator.cluster.render.secret import token_secret
 from everstep_operator.cluster.render.service import coordinator_service
 from everstep_operator.cluster.render.settings import RenderSettings
 
@@ -24,5 +25,6 @@ __all__ = [
     "coordinator_service",
     "coordinator_url",
     "pod",
+    "token_secret",
     "token_secret_name",
 ]

@@ -1,0 +1,261 @@
+"""The operator process. kopf watches TrainingRuns, logs in and minds signals; the rest is ours.
+
+Its handlers are `on.event` only: they add no finalizers, so that a run can be deleted while no operator is there, and
+they do nothing but put the run's key into our queue.
+"""
+
+import asyncio
+import itertools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import kopf
+from aiohttp import web
+
+from everstep_operator.api.trainingrun import GROUP, VERSION
+from everstep_operator.cluster.kubernetes import (
+    ApiServer,
+    KubernetesCluster,
+    Lease,
+    Tokens,
+    authorization,
+    configuration,
+)
+from everstep_operator.cluster.port import ClusterError, Invalid, NotFound, RunKey, Unavailable
+from everstep_operator.metrics import CONTENT_TYPE, Metrics
+from everstep_operator.plan.planner import POLL_SECONDS
+from everstep_operator.queue import KeyedQueue
+from everstep_operator.reconcile import reconcile
+from everstep_operator.settings import Settings
+from everstep_operator.writes import ProgressWrites
+from everstep_protocol.backoff import Backoff, delay
+
+PLURAL = "trainingruns"
+#: Runs that are looked at at the same time.
+WORKERS = 32
+#: Coordinators send no events and are asked. With many runs each is asked less often; pods do send events.
+POLLS_PER_SECOND = 40.0
+#: A cluster that does not answer is asked again soon; one that refuses, or a mistake of ours, is given time.
+_AWAY = Backoff(initial_seconds=0.5, factor=2.0, max_seconds=5.0)
+_REFUSED = Backoff(initial_seconds=1.0, factor=2.0, max_seconds=60.0)
+#: API servers send bookmarks once a minute; a watch that has heard nothing for so long hears nothing any more.
+DEAF_SECONDS = 300.0
+#: The Lease is renewed with less patience than it lasts.
+LEASE_REQUEST_SECONDS = 3.0
+RETRY_SECONDS = 1.0
+
+log = logging.getLogger("everstep.operator")
+
+
+class Operator:
+    """What happens when there is something to look at."""
+
+    def __init__(self, cluster: KubernetesCluster, lease: Lease, metrics: Metrics) -> None:
+        self.cluster = cluster
+        self.lease = lease
+        self.metrics = metrics
+        self.queue: KeyedQueue[RunKey] = KeyedQueue(
+            self.look, self.after_failure, workers=WORKERS, worked=metrics.acted
+        )
+        self._writes = ProgressWrites(time.monotonic)
+        metrics.watch_runs(cluster.runs, self.queue.depth, lease.leading.is_set)
+
+    async def look(self, key: RunKey) -> float | None:
+        began = time.monotonic()
+        try:
+            wake_after = await reconcile(self.cluster, key, datetime.now(UTC), self._writes.can_wait)
+        except Invalid as why:
+            await self.cluster.report_invalid(key, why)
+            return None
+        finally:
+            self.metrics.reconciled(time.monotonic() - began)
+        if wake_after is None or wake_after < POLL_SECONDS:
+            return wake_after
+        # Spread, or all runs of one start would be asked in the same moment for ever.
+        pace = max(wake_after, len(self.cluster.runs()) / POLLS_PER_SECOND)
+        return delay(Backoff(pace, 1.0, pace), 2, f"{key}/{began}")
+
+    def after_failure(self, key: RunKey, error: Exception, failures: int) -> float:
+        self.metrics.failed(error)
+        if isinstance(error, NotFound):
+            log.info("%s: %s", key, error)
+        elif isinstance(error, ClusterError):
+            log.warning("%s: %s", key, error)
+        else:
+            log.error("%s: a mistake of the operator itself", key, exc_info=error)
+        if isinstance(error, Unavailable):
+            return max(error.retry_after or 0.0, delay(_AWAY, failures + 1, str(key)))
+        return delay(_REFUSED, failures + 1, str(key))
+
+    async def listen(self) -> None:
+        """Everything that the cluster tells of goes into the queue."""
+        async for event in self.cluster.watch():
+            self.queue.add(event.key)
+
+    async def lead(self) -> None:
+        """Act only while the Lease is ours, and begin with a look at everything as it is now."""
+        while True:
+            self.queue.open.clear()
+            await self.lease.leading.wait()
+            for failures in itertools.count(1):
+                try:
+                    keys = await self.cluster.take_over()
+                    break
+                except NotFound:
+                    log.error("there are no TrainingRuns in this cluster: apply crds/everstep.dev_trainingruns.yaml")
+                except ClusterError as error:
+                    log.warning("reading all runs and pods: %s", error)
+                await asyncio.sleep(delay(_AWAY, failures + 1, self.lease.holder))
+            for key in keys:
+                self.queue.add(key)
+            self.queue.open.set()
+            await self.lease.lost.wait()
+
+    # Probes.
+
+    def healthz(self) -> str | None:
+        """What is wrong, if something is."""
+        deaf = max(informer.silent_seconds() for informer in self.cluster.informers())
+        return f"nothing was heard from the API server for {deaf:.0f} s" if deaf > DEAF_SECONDS else None
+
+    def readyz(self) -> str | None:
+        waiting = [informer.path for informer in self.cluster.informers() if not informer.synced.is_set()]
+        return f"not yet listed: {', '.join(waiting)}" if waiting else None
+
+
+async def run(settings: Settings) -> None:
+    """Until SIGTERM or SIGINT. Raises ClusterError: it cannot be started like this."""
+    tokens = Tokens.read(settings.token_key_file)
+    connection = await configuration(settings.kubeconfig)
+    metrics = Metrics()
+    async with AsyncExitStack() as stack:
+        api = ApiServer(connection, observer=metrics.request)
+        stack.push_async_callback(api.close)
+        # Its own connections: renewing the Lease waits behind nobody.
+        lease_api = ApiServer(connection, observer=metrics.request, request_seconds=LEASE_REQUEST_SECONDS)
+        stack.push_async_callback(lease_api.close)
+        lease = Lease(lease_api, settings.lease_namespace, settings.lease_name, settings.holder)
+        cluster = await stack.enter_async_context(
+            KubernetesCluster(
+                api,
+                tokens,
+                settings.render,
+                namespaces=settings.namespaces,
+                may_write=lease.check,
+                saved=metrics.saved,
+            )
+        )
+        operator = Operator(cluster, lease, metrics)
+        await stack.enter_async_context(_answering(operator, settings.host, settings.port))
+        stack.push_async_callback(lease.release)
+        jobs = [lease.run(), operator.lead(), operator.listen(), operator.queue.run(), _kopf(operator, settings)]
+        await _first_of(jobs)
+
+
+async def _first_of(jobs: Sequence[Awaitable[None]]) -> None:
+    """All run until one ends: the process is asked to end, or something is broken and it had better be started anew."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+@asynccontextmanager
+async def _answering(operator: Operator, host: str, port: int) -> Any:
+    """Probes and metrics."""
+
+    def probe(question: Callable[[], str | None]) -> Any:
+        async def answer(_: web.Request) -> web.Response:
+            wrong = question()
+            return web.Response(text=f"{wrong or 'ok'}\n", status=503 if wrong else 200)
+
+        return answer
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=operator.metrics.text(), headers={"Content-Type": CONTENT_TYPE})
+
+    app = web.Application()
+    app.router.add_get("/healthz", probe(operator.healthz))
+    app.router.add_get("/readyz", probe(operator.readyz))
+    app.router.add_get("/metrics", metrics)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host or None, port).start()
+        log.info("probes and metrics on %s", ", ".join(f"{a[0]}:{a[1]}" for a in runner.addresses))
+        yield
+    finally:
+        await runner.cleanup()
+
+
+# --- kopf -----------------------------------------------------------------------------------------------------------
+
+
+async def _kopf(operator: Operator, settings: Settings) -> None:
+    """Until it is asked to end. A watch that breaks in a way that kopf takes for fatal is begun again."""
+    while True:
+        try:
+            await kopf.operator(
+                registry=registry(operator.cluster, settings.kubeconfig),
+                settings=kopf_settings(),
+                standalone=True,
+                clusterwide=not settings.namespaces,
+                namespaces=settings.namespaces,
+            )
+            return
+        except Exception:
+            log.exception("kopf has ended; it is started again")
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+def registry(cluster: KubernetesCluster, kubeconfig: str | None) -> kopf.OperatorRegistry:
+    handlers = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=handlers)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        found = await configuration(kubeconfig)
+        header = (await authorization(found)).get("authorization", "")
+        scheme, token = (*header.split(" ", 1), "", "")[:2]
+        return kopf.ConnectionInfo(
+            server=found.host,
+            ca_path=found.ssl_ca_cert,
+            ca_data=found.ca_cert_data,
+            insecure=not found.verify_ssl,
+            certificate_path=found.cert_file,
+            private_key_path=found.key_file,
+            scheme=scheme or None,
+            token=token or None,
+        )
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
+    async def changed(event: kopf.RawEvent, **_: Any) -> None:
+        cluster.run_changed(event["type"], dict(event["object"]))
+
+    return handlers
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are ours, few, and counted
+    settings.scanning.disabled = True  # it would watch CRDs and namespaces, and need the rights to
+    settings.execution.default_backoff = 1.0  # instead of a minute
+    settings.persistence.consistency_timeout = 0.0  # it writes nothing, so there is nothing to wait for
+    settings.networking.request_timeout = 15.0
+    settings.networking.connect_timeout = 5.0
+    settings.networking.error_backoffs = itertools.repeat(2.0)  # an API server may be away for longer than a minute
+    settings.watching.server_timeout = 600.0
+    settings.watching.connect_timeout = 5.0
+    settings.watching.chunk_size = 500
+    settings.queueing.idle_timeout = 1.0
+    settings.queueing.exit_timeout = 0.5
+    settings.process.ultimate_exiting_timeout = 20.0
+    return settings
