@@ -212,8 +212,8 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
                 namespaces=settings.namespaces,
             )
             return
-        except Exception:
-            log.exception("kopf has ended; it is started again")
+        except Exception as error:
+            log.error("the watch of TrainingRuns has ended and is begun again: %s", error)
             await asyncio.sleep(RETRY_SECONDS)
 
 
@@ -252,7 +252,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 15.0
     settings.networking.connect_timeout = 5.0
     settings.networking.error_backoffs = itertools.repeat(2.0)  # an API server may be away for longer than a minute
-    settings.watching.server_timeout = 600.0
+    settings.watching.server_timeout = 600  # whole: an API server reads no decimals
     settings.watching.connect_timeout = 5.0
     settings.watching.chunk_size = 500
     settings.queueing.idle_timeout = 1.0

@@ -49,7 +49,7 @@ def main(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=logging.DEBUG if args.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    logging.getLogger("kopf").setLevel(logging.DEBUG if args.verbose else logging.WARNING)
+    logging.getLogger("kopf").setLevel(logging.DEBUG if args.verbose else logging.CRITICAL)
     try:
         asyncio.run(handlers.run(settings.from_arguments(args)))
     except settings.Unusable as error:
