@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check generate bench clean
+.PHONY: help setup demo test check generate bench clean cluster-up cluster-test cluster-down
 
 help:  ## list the verbs
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 21
 
 setup: $(STAMP)  ## make .venv with everything that the other verbs need (they call this themselves)
 
@@ -26,8 +26,8 @@ demo: $(STAMP)  ## the main job: train on three nodes, lose a rank, resume, fini
 	$(BIN)/python examples/digits/demo.py
 
 test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves
-	$(BIN)/python -m pytest -q -n 2 -m "not serial"
-	$(BIN)/python -m pytest -q -m serial
+	$(BIN)/python -m pytest -q -n 2 -m "not serial and not cluster"
+	$(BIN)/python -m pytest -q -m "serial and not cluster"
 
 check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 	$(BIN)/ruff check .
@@ -40,6 +40,16 @@ check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 generate: $(STAMP)  ## write the files that come from the API models and the chart
 	$(BIN)/python -m everstep_operator.api.crd
 	$(BIN)/python deploy/render.py
+
+cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of this tree in it
+	@$(BIN)/python tests/cluster/provision.py up
+
+cluster-test: cluster-up  ## the tests on a real Kubernetes: that of KUBECONFIG, or the one of cluster-up
+	@settings=$$($(BIN)/python tests/cluster/provision.py env) && eval "$$settings" && \
+		$(BIN)/python -m pytest -q -m cluster --timeout 900 tests
+
+cluster-down:  ## remove what cluster-up made
+	@$(PYTHON) tests/cluster/provision.py down
 
 bench: $(STAMP)  ## measure: cost per step, recovery, memory (tables of ratios to a peer in the same run)
 	$(BIN)/python benchmarks/step_overhead.py

@@ -1,0 +1,123 @@
+"""The cluster, the chart on it, the store in it: once for all tests, whichever worker process comes first."""
+
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from everstep_protocol import labels
+from tests.cluster import faults as accidents
+from tests.cluster import store
+from tests.cluster.kube import Object, apply, kubectl
+from tests.cluster.runs import GONE, NAMESPACE, QUOTA, STORE, Run
+
+ROOT = Path(__file__).parents[2]
+SYSTEM = "everstep-test-system"
+RELEASE = "everstep"
+
+IMAGES = ("EVERSTEP_OPERATOR_IMAGE", "EVERSTEP_RUNTIME_IMAGE", "EVERSTEP_S3_IMAGE")
+
+
+@contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    with (Path(tempfile.gettempdir()) / f"everstep-test-{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def cluster() -> None:
+    """A Kubernetes to test on."""
+    missing = [name for name in ("KUBECONFIG", *IMAGES) if not os.environ.get(name)]
+    if missing:
+        pytest.skip(f"no cluster: {', '.join(missing)} not set; make cluster-test sets them")
+
+
+@pytest.fixture(scope="session")
+def helm(cluster: None) -> Callable[..., str]:
+    """Call helm; what it printed."""
+    command = [sys.executable, ROOT / "deploy" / "helm.py"]
+    program = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
+
+    def call(*arguments: str) -> str:
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"helm {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    return call
+
+
+def chart_values(**values: str) -> list[str]:
+    """Arguments for helm: the images under test."""
+    operator, runtime = (os.environ[name].rpartition(":") for name in IMAGES[:2])
+    settings = {
+        "image.repository": operator[0],
+        "image.tag": operator[2],
+        "runtimeImage.repository": runtime[0],
+        "runtimeImage.tag": runtime[2],
+    } | values
+    return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+
+
+@pytest.fixture(scope="session")
+def operator(helm: Callable[..., str], the_store: None) -> None:
+    """The operator, by the chart, two replicas.
+
+    EVERSTEP_TEST_SCOPE=namespaces keeps it out of the namespaces of others who share the cluster.
+    """
+    with one_at_a_time("operator"):
+        namespace(SYSTEM)
+        scope = {}
+        if os.environ.get("EVERSTEP_TEST_SCOPE") == "namespaces":
+            scope = {f"namespaces[{i}]": name for i, name in enumerate((NAMESPACE, QUOTA, GONE))}
+        values = chart_values(**scope)
+        chart = str(ROOT / "charts" / "everstep")
+        helm("upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, *values, "--take-ownership")
+        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
+
+
+@pytest.fixture(scope="session")
+def the_store(cluster: None) -> None:
+    """A real S3 server in the cluster, and the namespaces with its credentials."""
+    with one_at_a_time("store"):
+        for name in (STORE, NAMESPACE, QUOTA, GONE):
+            namespace(name)
+            if name != STORE:
+                apply(store.credentials(name))
+        store.start()
+
+
+def namespace(name: str) -> None:
+    """One in which the restricted Pod Security Standard holds."""
+    metadata = {"name": name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+    apply({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
+
+
+@pytest.fixture
+def start(operator: None) -> Iterator[Callable[[Object], Run]]:
+    """Apply a TrainingRun; it is deleted when the test is over."""
+    started: list[Run] = []
+
+    def apply_it(manifest: Object) -> Run:
+        started.append(Run(manifest))
+        return started[-1]
+
+    yield apply_it
+    for run in started:
+        run.delete("--wait=false")
+        pods = ("pods", "-n", run.namespace, "-l", f"{labels.RUN_UID}={run.uid}")
+        kubectl("delete", *pods, "--force", "--wait=false")
+
+
+@pytest.fixture
+def faults(cluster: None) -> accidents.Faults:
+    found = accidents.from_environment()
+    if found is None:
+        pytest.skip("this cluster is not ours to break: EVERSTEP_FAULTS says kind or namespaces where it is")
+    return found

@@ -1,0 +1,167 @@
+"""The chart: what it renders is accepted by the API server, and what it refuses it refuses with a sentence."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.cluster.conftest import RELEASE, SYSTEM, namespace
+from tests.cluster.kube import Object, apply, get, kubectl
+
+ROOT = Path(__file__).parents[2]
+CHART = str(ROOT / "charts" / "everstep")
+
+Helm = Callable[..., str]
+
+
+def rendered(helm: Helm, *arguments: str) -> list[Object]:
+    text = helm("template", RELEASE, CHART, "--namespace", SYSTEM, *arguments)
+    return [document for document in yaml.safe_load_all(text) if document]
+
+
+EVERYTHING = {
+    "resources.limits.cpu": "1",
+    "nodeSelector.pool": "system",
+    "tolerations[0].key": "system",
+    "tolerations[0].operator": "Exists",
+    "podLabels.team": "ml",
+    "podAnnotations.why": "test",
+    "serviceAccount.annotations.role": "x",
+    "imagePullSecrets[0]": "registry",
+    "tokenKey.existingSecret": "mine",
+    "replicas": "3",
+}
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"namespaces[0]": "default", "namespaces[1]": SYSTEM}, EVERYTHING],
+    ids=["default", "namespaced", "everything"],
+)
+def test_the_api_server_accepts_every_object(helm: Helm, values: dict[str, str]) -> None:
+    namespace(SYSTEM)
+    arguments = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
+    objects = rendered(helm, *arguments)
+    assert len(objects) > 10
+    apply(*objects, arguments=("--dry-run=server", "--force-conflicts", "--server-side", "--validate=strict"))
+
+
+@pytest.mark.cluster
+def test_the_pods_of_the_operator_are_restricted(helm: Helm) -> None:
+    """In a namespace that enforces the restricted standard, a warning would be a pod that never comes."""
+    namespace(SYSTEM)
+    (deployment,) = [o for o in rendered(helm) if o["kind"] == "Deployment"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "like-the-operator", "namespace": SYSTEM}}
+    template = deployment["spec"]["template"]
+    spec = template["spec"] | {"serviceAccountName": "default", "priorityClassName": None}
+    apply(pod | {"spec": spec}, arguments=("--dry-run=server",))
+    (container,) = spec["containers"]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert container["resources"]["requests"]
+    assert container["livenessProbe"]["httpGet"]["path"] == "/healthz"
+    assert container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+    assert deployment["spec"]["replicas"] == 2
+
+
+@pytest.mark.cluster
+def test_in_namespaces_it_asks_for_no_rights_on_the_cluster(helm: Helm) -> None:
+    objects = rendered(helm, "--set", "namespaces[0]=team-a", "--set", "aggregateRoles=false")
+    assert not [o for o in objects if o["kind"] in ("ClusterRole", "ClusterRoleBinding")]
+    assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "Role"] == ["team-a", SYSTEM]
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    assert deployment["spec"]["template"]["spec"]["containers"][0]["args"] == ["--namespace=team-a"]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("replica=3", "replica"),
+        ("replicas=many", "replicas"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("namespaces[0]=Team_A", "namespaces"),
+        ("serviceAccount.create=false", "name the account in serviceAccount.name"),
+    ],
+)
+def test_wrong_values_are_refused(helm: Helm, setting: str, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        rendered(helm, "--set", setting)
+
+
+@pytest.mark.cluster
+def test_the_token_key_stays_through_an_upgrade(helm: Helm, operator: None) -> None:
+    name = f"{RELEASE}-token-key"
+    before = get("secret", name, SYSTEM)
+    assert before is not None
+    assert len(before["data"]["key"]) >= 48
+    helm("upgrade", RELEASE, CHART, "--namespace", SYSTEM, "--reuse-values", "--take-ownership")
+    after = get("secret", name, SYSTEM)
+    assert after is not None
+    assert after["data"] == before["data"]
+
+
+@pytest.mark.cluster
+def test_people_with_the_role_view_read_runs_and_with_edit_write_them(operator: None) -> None:
+    """Kubernetes' own roles take ours in."""
+
+    def may(role: str, verb: str, resource: str = "trainingruns.everstep.dev") -> bool:
+        found = get("clusterrole", role)
+        assert found is not None
+        name, _, group = resource.partition(".")
+        return any(
+            verb in rule["verbs"] and name in rule.get("resources", []) and group in rule.get("apiGroups", [])
+            for rule in found["rules"]
+        )
+
+    assert may("view", "list")
+    assert not may("view", "create")
+    assert may("edit", "create")
+    assert may("edit", "patch", "trainingruns/scale.everstep.dev")
+
+
+@pytest.mark.cluster
+def test_every_field_is_explained(operator: None) -> None:
+    """`kubectl explain tr.spec…`: a sentence for each, however deep."""
+    crd = get("crd", "trainingruns.everstep.dev")
+    assert crd is not None
+    bare: list[str] = []
+
+    def walk(schema: Object, path: str) -> None:
+        for name, child in schema.get("properties", {}).items():
+            if not child.get("description"):
+                bare.append(f"{path}.{name}")
+            walk(child, f"{path}.{name}")
+        if "items" in schema:
+            walk(schema["items"], path)
+
+    root = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    walk(root["properties"]["spec"], "tr.spec")
+    assert not bare
+    text = kubectl("explain", "tr.spec.failurePolicy.maxRestarts")
+    assert "DESCRIPTION" in text
+    assert "restarts after failures" in text.replace("\n", " ")
+
+
+def test_the_plain_manifest_is_the_chart() -> None:
+    """deploy/everstep.yaml is rendered from it; `make check` compares the whole text, this only that it is complete."""
+    documents = [d for d in yaml.safe_load_all((ROOT / "deploy" / "everstep.yaml").read_text()) if d]
+    kinds = {d["kind"] for d in documents}
+    assert {"Namespace", "CustomResourceDefinition", "Deployment", "ClusterRole", "ServiceAccount"} <= kinds
+    assert "Secret" not in kinds, "a key that everybody can read is none"
+
+
+@pytest.mark.cluster
+def test_the_plain_manifest_is_accepted(cluster: None) -> None:
+    documents = [d for d in yaml.safe_load_all((ROOT / "deploy" / "everstep.yaml").read_text()) if d]
+    namespace("everstep-system")
+    apply(*documents, arguments=("--dry-run=server", "--force-conflicts", "--server-side", "--validate=strict"))
+
+
+def test_the_schema_knows_every_value() -> None:
+    """A value that nobody may set would be a dead one, and one that the schema lacks could be misspelt."""
+    values = yaml.safe_load((ROOT / "charts" / "everstep" / "values.yaml").read_text())
+    schema = json.loads((ROOT / "charts" / "everstep" / "values.schema.json").read_text())
+    assert set(values) == set(schema["properties"]) - {"global"}
