@@ -35,10 +35,12 @@ check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m everstep_operator.api.crd --check
+	$(BIN)/python tests/render/golden.py --check
 	$(BIN)/python deploy/render.py --check
 
 generate: $(STAMP)  ## write the files that come from the API models and the chart
 	$(BIN)/python -m everstep_operator.api.crd
+	$(BIN)/python tests/render/golden.py
 	$(BIN)/python deploy/render.py
 
 cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of this tree in it

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, RunKey
-from everstep_operator.plan import make_plan, observe
+from everstep_operator.plan import make_plan, observe, pods
 from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, SendIntent
 
 #: Somebody else wrote the object in between: look again soon.
@@ -56,12 +56,12 @@ async def _apply(cluster: Cluster, run: TrainingRun, action: Action) -> None:
             try:
                 await cluster.create_pod(run, spec)
             except AlreadyExists:
-                pods = {pod.name: pod for pod in await cluster.list_pods(run)}
-                if spec.name not in pods:
+                if spec.name not in {pod.name for pod in await cluster.list_pods(run)}:
                     raise  # the name belongs to somebody else
         case DeletePod(name, uid, grace_seconds):
+            grace = pods.grace_seconds(run) if grace_seconds is None else grace_seconds
             with suppress(NotFound, Conflict):  # gone, or gone and followed by another
-                await cluster.delete_pod(run, name, uid, grace_seconds)
+                await cluster.delete_pod(run, name, uid, grace)
         case SendIntent(intent):
             await cluster.send_intent(run, intent)
         case DeleteRun():

@@ -154,7 +154,7 @@ def test_report_of_another_uid_is_not_heard() -> None:
 
 def test_dead_worker_is_replaced_under_the_next_number() -> None:
     after = plan(running(), [pod(None), pod(0), dead(1)], report())
-    assert after.actions[0] == DeletePod("run-1-1", "uid-of-run-1-1", 30.0)
+    assert after.actions[0] == DeletePod("run-1-1", "uid-of-run-1-1")
     assert created_places(after) == [(1, 2)]
     assert after.status.attempt == 2
 

@@ -15,13 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from everstep_operator.api.checkpoint import Checkpoint
-from everstep_operator.api.trainingrun import Phase, TrainingRun, refused_changes
+from everstep_operator.api.trainingrun import Phase, Spec, TrainingRun, refused_changes
 from everstep_operator.cluster import process, s3
 from everstep_operator.cluster.local import LocalCluster
 from everstep_operator.cluster.port import ClusterError, RunKey
 from everstep_operator.cluster.process import Process
 from everstep_operator.cluster.s3 import EmbeddedS3
 from everstep_operator.cluster.state import Held, StateFolder
+from everstep_operator.commands.local_code import bring_code
+from everstep_operator.commands.local_notes import cluster_only
 from everstep_operator.commands.news import checkpoint, news, summary
 from everstep_operator.commands.table import Lines, screen
 from everstep_operator.plan import pods, suspend
@@ -177,7 +179,12 @@ class LocalRun:
         ranks = f"{spec.num_nodes} x {spec.ranks_per_node} ranks"
         self.out.say(f"{_name(run)}: {ranks}, {shlex.join((*spec.trainer.command, *spec.trainer.args))}")
         self.out.say(f"state and logs: {self.state.path}")
+        if (note := cluster_only(run)) is not None:
+            self.out.say(note)
         await self._start_s3()
+        if spec.trainer.code is not None:
+            self.cluster.working_dir = self.state.path / "code"
+            await asyncio.to_thread(bring_code, spec.trainer.code, self.cluster.working_dir, self._store_env(spec))
         report = await self.cluster.get_report(run)
         if report is not None and report.intent is not None and report.intent.stop is StopCause.INTERRUPT:
             self.out.say("the everstep run before this one was stopping the run: letting it save first")
@@ -280,7 +287,7 @@ class LocalRun:
             if not workers or now - silent_since > SILENCE_SECONDS:
                 break
             await self._pause(POLL_SECONDS)
-        return await self._take_away(pods.GRACE_SECONDS)
+        return await self._take_away(pods.grace_seconds(run))
 
     async def _finish(self) -> None:
         """Reconcile a run that is over until nothing is left of it."""
@@ -316,6 +323,9 @@ class LocalRun:
 
     def _in_a_hurry(self) -> bool:
         return any(count > 1 for count in self.signals.values())
+
+    def _store_env(self, spec: Spec) -> dict[str, str]:
+        return {**self.cluster.store_env, **pods.user_env(spec)}
 
     # The embedded S3 server.
 

@@ -74,7 +74,8 @@ class CreatePod:
 class DeletePod:
     name: str
     uid: str  # a precondition: never another pod of that name
-    grace_seconds: float  # 0: forget it at once, whether its node confirms that or not
+    # None: as long as the run gives its pods. 0: forget it at once, whether its node confirms that or not.
+    grace_seconds: float | None = None
 
 
 @dataclass(frozen=True)

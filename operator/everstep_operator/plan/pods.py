@@ -2,15 +2,12 @@
 
 import hashlib
 
-from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.api.trainingrun import Spec, TrainingRun
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import DeletePod, Observed, Pod, PodSpec
 from everstep_protocol import codec, env, labels
 from everstep_protocol.messages import Intent
 from everstep_protocol.reasons import EXIT_STOPPED
-
-#: From SIGTERM to SIGKILL: time to save.
-GRACE_SECONDS = 30.0
 
 #: Exit statuses of a launcher that saved and left because it was told to: by the coordinator, by SIGTERM.
 _STOPPED = (EXIT_STOPPED, 128 + 15)
@@ -29,6 +26,11 @@ def prefix(run: TrainingRun) -> str:
     return f"{run.metadata.name}-{hashlib.sha256(run.metadata.uid.encode()).hexdigest()[:5]}"
 
 
+def grace_seconds(run: TrainingRun) -> float:
+    """From SIGTERM to SIGKILL: time to save."""
+    return float(run.spec.trainer.termination_grace_period_seconds)
+
+
 def seed(run: TrainingRun) -> int:
     """The run's seed: the same for every run of that namespace and name, so that a repeated manifest repeats itself."""
     digest = hashlib.sha256(f"{run.metadata.namespace}/{run.metadata.name}".encode()).digest()
@@ -44,13 +46,13 @@ def worker(run: TrainingRun, node: int, attempt: int) -> PodSpec:
         node=node,
         attempt=attempt,
         command=launch_command(run.spec),
-        env=_user_env(run)
+        env=user_env(run.spec)
         | _run_env(run, name)
         | {env.NODE: str(node), env.SEED: str(seed(run))}
         | _checkpoint_env(run),
         working_dir=run.spec.trainer.working_dir,
         labels=_labels(run, labels.WORKER, attempt) | {labels.NODE: str(node)},
-        grace_seconds=GRACE_SECONDS,
+        grace_seconds=grace_seconds(run),
     )
 
 
@@ -65,7 +67,7 @@ def coordinator(run: TrainingRun, attempt: int, intent: Intent) -> PodSpec:
         command=("everstep", "coordinator", "--intent", codec.dumps(intent).decode()),
         env=_run_env(run, name),
         labels=_labels(run, labels.COORDINATOR, attempt),
-        grace_seconds=GRACE_SECONDS,
+        grace_seconds=grace_seconds(run),
     )
 
 
@@ -89,21 +91,21 @@ def _run_env(run: TrainingRun, pod: str) -> dict[str, str]:
         env.RUN_NAMESPACE: run.metadata.namespace,
         env.RUN_UID: run.metadata.uid,
         env.POD: pod,
-        env.GRACE_SECONDS: f"{GRACE_SECONDS:g}",
+        env.GRACE_SECONDS: f"{grace_seconds(run):g}",
     }
 
 
-def _user_env(run: TrainingRun) -> dict[str, str]:
+def user_env(spec: Spec) -> dict[str, str]:
     """The manifest's variables; those of the S3 clients come from `checkpoint` unless they are set there, too."""
     variables = {}
-    if (checkpoint := run.spec.checkpoint) is not None:
+    if (checkpoint := spec.checkpoint) is not None:
         if checkpoint.endpoint is not None:
             variables["AWS_ENDPOINT_URL"] = checkpoint.endpoint
             if checkpoint.endpoint.startswith("http://"):
                 variables["AWS_ALLOW_HTTP"] = "true"
         if checkpoint.region is not None:
             variables["AWS_REGION"] = checkpoint.region
-    return variables | {v.name: v.value for v in run.spec.trainer.env if v.value_from is None}
+    return variables | {v.name: v.value for v in spec.trainer.env if v.value_from is None}
 
 
 def _checkpoint_env(run: TrainingRun) -> dict[str, str]:
@@ -149,7 +151,7 @@ def died(pod: Pod) -> bool:
 
 
 def delete(pod: Pod) -> DeletePod:
-    return DeletePod(pod.name, pod.uid, GRACE_SECONDS)
+    return DeletePod(pod.name, pod.uid)
 
 
 def delete_all(observed: Observed) -> list[DeletePod]:

@@ -20,14 +20,17 @@ from everstep_protocol import env
 TERMINATION_FILE = "/dev/termination-log"
 
 
-def main_container(run: TrainingRun, spec: PodSpec, image: str, settings: RenderSettings) -> dict[str, Any]:
+def main_container(
+    spec: PodSpec, image: str, pull_policy: str | None, variables: Iterable[dict[str, Any]]
+) -> dict[str, Any]:
     command, *arguments = spec.command
-    return {
-        "name": MAIN_CONTAINER[spec.role],
-        "image": image,
+    container: dict[str, Any] = {"name": MAIN_CONTAINER[spec.role], "image": image}
+    if pull_policy is not None:
+        container["imagePullPolicy"] = pull_policy
+    return container | {
         "command": [command],
         "args": arguments,
-        "env": variables(writable_env() | spec.env) + own_variables(run, settings),
+        "env": list({variable["name"]: variable for variable in variables}.values()),  # of two, the later
         "terminationMessagePath": TERMINATION_FILE,
         "terminationMessagePolicy": "FallbackToLogsOnError",  # a launcher that was killed has no last words of its own
         "securityContext": container_security(),
@@ -35,9 +38,9 @@ def main_container(run: TrainingRun, spec: PodSpec, image: str, settings: Render
     }
 
 
-def pod_spec(spec: PodSpec, container: dict[str, Any], pull_secrets: Iterable[str]) -> dict[str, Any]:
-    """Without what is particular to a role."""
-    return {
+def pod_spec(run: TrainingRun, spec: PodSpec, pull_secrets: Iterable[str]) -> dict[str, Any]:
+    """Without containers, and without what is particular to a role."""
+    body: dict[str, Any] = {
         # A pod is judged, counted and replaced by the operator, on another node if need be. A kubelet that restarted
         # its container behind our back would do so without budget, backoff and a new attempt.
         "restartPolicy": "Never",
@@ -45,27 +48,31 @@ def pod_spec(spec: PodSpec, container: dict[str, Any], pull_secrets: Iterable[st
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,  # a variable for each Service of the namespace
         "securityContext": pod_security(),
-        "imagePullSecrets": [{"name": name} for name in dict.fromkeys(pull_secrets)],
-        "containers": [container],
         "volumes": writable_volumes(),
     }
+    if names := list(dict.fromkeys(pull_secrets)):
+        body["imagePullSecrets"] = [{"name": name} for name in names]
+    if (priority := run.spec.scheduling.priority_class_name) is not None:
+        body["priorityClassName"] = priority
+    return body
 
 
-def variables(values: Mapping[str, str]) -> list[dict[str, Any]]:
-    return [{"name": name, "value": value} for name, value in values.items()]
+def planned_variables(spec: PodSpec) -> list[dict[str, Any]]:
+    return values(writable_env() | spec.env)
 
 
 def own_variables(run: TrainingRun, settings: RenderSettings) -> list[dict[str, Any]]:
     """What the planner cannot know."""
+    token = {"secretKeyRef": {"name": token_secret_name(run), "key": TOKEN_KEY}}
     return [
-        {"name": env.COORDINATOR, "value": coordinator_url(run, settings)},
-        {
-            "name": env.TOKEN,
-            "valueFrom": {"secretKeyRef": {"name": token_secret_name(run), "key": TOKEN_KEY}},
-        },
+        *values({env.COORDINATOR: coordinator_url(run, settings), env.TERMINATION_FILE: TERMINATION_FILE}),
+        {"name": env.TOKEN, "valueFrom": token},
         from_field(env.NODE_ADDRESS, "status.podIP"),
-        {"name": env.TERMINATION_FILE, "value": TERMINATION_FILE},
     ]
+
+
+def values(variables: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "value": value} for name, value in variables.items()]
 
 
 def from_field(name: str, path: str) -> dict[str, Any]:

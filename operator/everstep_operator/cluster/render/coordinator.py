@@ -3,18 +3,20 @@
 from typing import Any
 
 from everstep_operator.api.trainingrun import TrainingRun
-from everstep_operator.cluster.render.container import main_container, pod_spec
+from everstep_operator.cluster.render.container import main_container, own_variables, planned_variables, pod_spec
 from everstep_operator.cluster.render.metadata import metadata
+from everstep_operator.cluster.render.placement import place_coordinator
 from everstep_operator.cluster.render.settings import RenderSettings
 from everstep_operator.plan.model import PodSpec
 
 
 def coordinator(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[str, Any]:
-    container = main_container(run, spec, settings.operator_image, settings)
+    variables = [*planned_variables(spec), *own_variables(run, settings)]
+    container = main_container(spec, settings.operator_image, settings.image_pull_policy, variables)
     container["args"] += ["--port", str(settings.coordinator_port)]
     container["ports"] = [{"name": "http", "containerPort": settings.coordinator_port}]
     container["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
-    if settings.image_pull_policy is not None:
-        container["imagePullPolicy"] = settings.image_pull_policy
-    body = pod_spec(spec, container, settings.image_pull_secrets)
+    body = pod_spec(run, spec, settings.image_pull_secrets)
+    place_coordinator(body, run, spec)
+    body["containers"] = [container]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(run, spec.name, spec.labels), "spec": body}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-USER = 1000
+USER = 65532  # "nonroot", as in our images; any other does as well
 HOME = "/home/everstep"
 
 

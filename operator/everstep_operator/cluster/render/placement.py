@@ -1,0 +1,66 @@
+"""On which nodes a pod may run, and on which it should rather not."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.cluster.render.cuda import CudaPool
+from everstep_operator.cluster.render.metadata import pods_of
+from everstep_operator.cluster.render.pool import Pool
+from everstep_operator.cluster.render.tpu import ACCELERATOR_LABEL, TpuPool
+from everstep_operator.plan.model import PodSpec
+from everstep_protocol import labels
+
+#: Labels that say "here are accelerators": of NVIDIA's feature discovery, of GKE, of EKS.
+ACCELERATOR_LABELS = (
+    "nvidia.com/gpu.present",
+    "cloud.google.com/gke-accelerator",
+    ACCELERATOR_LABEL,
+    "k8s.amazonaws.com/accelerator",
+)
+
+
+def pool_of(run: TrainingRun) -> Pool:
+    return {"cpu": Pool, "cuda": CudaPool, "tpu": TpuPool}[run.spec.accelerator.type](run)
+
+
+def place_worker(body: dict[str, Any], spec: PodSpec, pool: Pool) -> None:
+    """Write it into a pod's spec."""
+    assert spec.node is not None
+    if selector := pool.node_selector():
+        body["nodeSelector"] = selector
+    if tolerations := pool.tolerations():
+        body["tolerations"] = tolerations
+    affinity = pool.affinity(spec.node)
+    if spec.excluded_nodes:
+        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": _not_on(spec.excluded_nodes)}
+    if affinity:
+        body["affinity"] = affinity
+
+
+def place_coordinator(body: dict[str, Any], run: TrainingRun, spec: PodSpec) -> None:
+    """Away from accelerators, and from the workers whose death it has to survive; but there may be no other node."""
+    no_accelerator = [{"key": label, "operator": "DoesNotExist"} for label in ACCELERATOR_LABELS]
+    node_affinity: dict[str, Any] = {
+        "preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 100, "preference": {"matchExpressions": no_accelerator}}
+        ]
+    }
+    if spec.excluded_nodes:
+        node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = _not_on(spec.excluded_nodes)
+    workers = {
+        "labelSelector": {"matchLabels": pods_of(run, labels.WORKER)},
+        "topologyKey": "kubernetes.io/hostname",
+    }
+    body["affinity"] = {
+        "nodeAffinity": node_affinity,
+        "podAntiAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 50, "podAffinityTerm": workers}]
+        },
+    }
+
+
+def _not_on(nodes: Iterable[str]) -> dict[str, Any]:
+    """By the nodes' names, not by their hostname labels, which may be others. A field takes one value an entry."""
+    fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
+    return {"nodeSelectorTerms": [{"matchFields": fields}]}

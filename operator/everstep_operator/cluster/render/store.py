@@ -1,0 +1,32 @@
+"""How a container reaches the checkpoint store."""
+
+from typing import Any
+
+from everstep_operator.api.trainingrun import TrainingRun
+
+_FOLDER = "/everstep/ca"
+_FILE = f"{_FOLDER}/ca.crt"
+
+
+def open_store(run: TrainingRun, container: dict[str, Any], body: dict[str, Any]) -> None:
+    """Write credentials and certificates into a container and its pod."""
+    checkpoint = run.spec.checkpoint
+    if checkpoint is None:
+        return
+    if checkpoint.credentials_secret is not None:
+        container.setdefault("envFrom", []).append({"secretRef": {"name": checkpoint.credentials_secret}})
+    if checkpoint.ca is None:
+        return
+    # Read by the runtime, and by what else speaks to the store in the user's script.
+    container["env"].append({"name": "AWS_CA_BUNDLE", "value": _FILE})
+    container["volumeMounts"].append({"name": "ca", "mountPath": _FOLDER, "readOnly": True})
+    if all(volume["name"] != "ca" for volume in body["volumes"]):
+        source = checkpoint.ca.config_map or checkpoint.ca.secret
+        assert source is not None  # a rule of the API
+        items = [{"key": source.key, "path": "ca.crt"}]
+        volume: dict[str, Any] = (
+            {"configMap": {"name": source.name, "items": items}}
+            if checkpoint.ca.config_map is not None
+            else {"secret": {"secretName": source.name, "items": items}}
+        )
+        body["volumes"].append({"name": "ca", **volume})
