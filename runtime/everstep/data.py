@@ -1,22 +1,57 @@
 """LightningDataModule: everything about the data in one object."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from everstep import seed
 from everstep.hparams import Hyperparameters, build
+from everstep.strategies.base import moved
 
 if TYPE_CHECKING:
     from everstep.trainer import Trainer
 
 
 class LightningDataModule(Hyperparameters):
-    """Override what you need; each *_dataloader returns a DataLoader (evaluation: or a list of them)."""
+    """Override what you need; each *_dataloader returns a DataLoader, or a list, tuple or dict of them."""
 
+    prepare_data_per_node = True  # False: prepare_data on one process of the whole run
     trainer: "Trainer | None" = None  # of the latest call
 
     def __init__(self) -> None:
         seed.ensure_seeded()
+
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: "Dataset[Any] | Sequence[Dataset[Any]] | Mapping[str, Dataset[Any]] | None" = None,
+        val_dataset: "Dataset[Any] | Sequence[Dataset[Any]] | None" = None,
+        test_dataset: "Dataset[Any] | Sequence[Dataset[Any]] | None" = None,
+        predict_dataset: "Dataset[Any] | Sequence[Dataset[Any]] | None" = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **datamodule_kwargs: Any,
+    ) -> "LightningDataModule":
+        """A datamodule with a loader around each dataset; the training one is shuffled, unless it is a stream."""
+
+        def loader(dataset: Any, shuffle: bool) -> Any:
+            if isinstance(dataset, Mapping):
+                return {name: loader(part, shuffle) for name, part in dataset.items()}
+            if isinstance(dataset, Sequence) and not isinstance(dataset, Dataset):
+                return [loader(part, shuffle) for part in dataset]
+            shuffle = shuffle and not isinstance(dataset, IterableDataset)
+            return DataLoader(dataset, batch_size, shuffle, num_workers=num_workers, pin_memory=_has_cuda())
+
+        given = {"train": train_dataset, "val": val_dataset, "test": test_dataset, "predict": predict_dataset}
+        methods = {
+            f"{name}_dataloader": lambda self, name=name: loader(given[name], shuffle=name == "train")
+            for name in given
+            if given[name] is not None
+        }
+        return type(cls.__name__, (cls,), methods)(**datamodule_kwargs)  # type: ignore[no-any-return]
 
     def prepare_data(self) -> None:
         """Download, tokenize …: on one process of each node, before `setup`. Set no attributes here."""
@@ -28,16 +63,33 @@ class LightningDataModule(Hyperparameters):
         """In every process, after the Trainer call."""
 
     def train_dataloader(self) -> Any:
-        """A DataLoader for fit."""
+        """A DataLoader for fit, or a list, tuple or dict of them, which are read together."""
 
     def val_dataloader(self) -> Any:
-        """A DataLoader, or a list of them, for validation."""
+        """A DataLoader, or a list or dict of them, for validation."""
 
     def test_dataloader(self) -> Any:
-        """A DataLoader, or a list of them, for test."""
+        """A DataLoader, or a list or dict of them, for test."""
 
     def predict_dataloader(self) -> Any:
-        """A DataLoader, or a list of them, for predict."""
+        """A DataLoader, or a list or dict of them, for predict."""
+
+    # Hooks; where they are overridden they stand in for the module's.
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, before it goes to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on the device."""
+        return moved(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, as hooks and steps will get it."""
+        return batch
+
+    def on_exception(self, exception: BaseException) -> None:
+        """A Trainer call ends by an exception, which goes on after this."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint shall hold of it, as tensors and plain data; comes back in `load_state_dict`."""
@@ -62,3 +114,7 @@ class LightningDataModule(Hyperparameters):
         if cls.__qualname__ in checkpoint:
             datamodule.load_state_dict(checkpoint[cls.__qualname__])
         return datamodule
+
+
+def _has_cuda() -> bool:
+    return torch.cuda.is_available()

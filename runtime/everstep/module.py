@@ -1,6 +1,8 @@
 """LightningModule: a torch module that says how it trains."""
 
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -8,10 +10,13 @@ from torch import Tensor, nn
 
 from everstep import seed
 from everstep.hparams import Hyperparameters, build
+from everstep.sampling.combined import mapped
+from everstep.strategies.base import moved
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
+    from everstep.callbacks import Callback
     from everstep.trainer import Trainer
 
 
@@ -19,9 +24,16 @@ class LightningModule(Hyperparameters, nn.Module):
     """Define `training_step` and `configure_optimizers`, and what else you need. The order of hooks is in
     everstep/trainer/hooks.py."""
 
-    _trainer: "Trainer | None" = None
+    #: False: training_step itself does zero_grad, manual_backward and step, with what `optimizers()` gives.
+    automatic_optimization: bool = True
+    #: An input of `forward`: a tensor, or a tuple or dict of arguments. For summaries, graphs and exports.
+    example_input_array: Any = None
+
     #: Whether a checkpoint has to have exactly the module's keys.
     strict_loading: bool = True
+
+    _trainer: "Trainer | None" = None
+    _toggled: "dict[int, AbstractContextManager[None]] | None" = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         seed.ensure_seeded()  # before the first layer draws its weights
@@ -71,9 +83,28 @@ class LightningModule(Hyperparameters, nn.Module):
         first = next(self.parameters(), None)
         return first.device if first is not None else torch.device("cpu")
 
-    def optimizers(self) -> Any:
-        """The optimizer, or a list if there are several."""
-        optimizers = self.trainer.optimizers
+    @property
+    def loggers(self) -> list[Any]:
+        """The Trainer's loggers."""
+        return self._trainer.loggers if self._trainer is not None else []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the first floating-point parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def optimizers(self, use_pl_optimizer: bool = True) -> Any:
+        """The optimizer, or a list if there are several. Their `step` goes through precision and hooks, and is counted.
+
+        Args:
+            use_pl_optimizer: False: the plain ones of configure_optimizers.
+        """
+        trainer = self.trainer
+        optimizers: list[Any] = trainer.lightning_optimizers if use_pl_optimizer else trainer.optimizers
         return optimizers[0] if len(optimizers) == 1 else optimizers
 
     def lr_schedulers(self) -> Any:
@@ -116,10 +147,73 @@ class LightningModule(Hyperparameters, nn.Module):
             return  # an unattached module can be called and traced
         self._trainer.logs.log(name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, batch_size)
 
-    def log_dict(self, dictionary: dict[str, Tensor | float], **kwargs: Any) -> None:
+    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
         """`log` for each item, with the same arguments."""
         for name, value in dictionary.items():
             self.log(name, value, **kwargs)
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """The tensors and numbers of all ranks, in a dict, list or tuple or not: each of shape (…) becomes
+        (world size, …); on one rank it stays as it is.
+
+        Args:
+            sync_grads: gradients flow back to the ranks that they came from.
+        """
+        strategy = self.trainer.strategy
+
+        def gathered(value: Any) -> Any:
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
+            return strategy.all_gather(tensor, sync_grads) if strategy.world_size > 1 else tensor
+
+        return mapped(data, gathered)
+
+    def freeze(self) -> None:
+        """No parameter requires a gradient; evaluation mode."""
+        self.requires_grad_(False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Every parameter requires a gradient; training mode."""
+        self.requires_grad_(True)
+        self.train()
+
+    # Manual optimisation.
+
+    def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """`loss.backward(…)` as the precision and the strategy need it; in a training_step with
+        automatic_optimization = False."""
+        self.trainer.optimization.backward(loss, *args, **kwargs)
+
+    def toggle_optimizer(self, optimizer: "Optimizer") -> None:
+        """From here to `untoggle_optimizer`, of the optimizers' parameters only this one's require gradients."""
+        toggled = self._toggled or {}
+        toggled[id(optimizer.param_groups)] = toggling = self.toggled_optimizer(optimizer)
+        object.__setattr__(self, "_toggled", toggled)
+        toggling.__enter__()
+
+    def untoggle_optimizer(self, optimizer: "Optimizer") -> None:
+        """As before `toggle_optimizer`."""
+        toggling = (self._toggled or {}).pop(id(optimizer.param_groups), None)
+        if toggling is not None:
+            toggling.__exit__(None, None, None)
+
+    @contextmanager
+    def toggled_optimizer(self, optimizer: "Optimizer") -> Iterator[None]:
+        """Inside, of the optimizers' parameters only this one's require gradients."""
+        from everstep.trainer.optimization import only, parameters_of
+
+        with only(parameters_of(optimizer), [parameters_of(o) for o in self.trainer.optimizers]):
+            yield
+
+    def clip_gradients(
+        self,
+        optimizer: "Optimizer",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+    ) -> None:
+        """Clip the gradients of the optimizer's parameters to a norm (default) or a value; None, 0: not at all."""
+        if gradient_clip_val:
+            self.trainer.strategy.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm or "norm")
 
     # Checkpoints.
 
@@ -157,7 +251,8 @@ class LightningModule(Hyperparameters, nn.Module):
     # What a module defines.
 
     def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """(batch, batch_idx) -> the loss, or a dict with the loss under "loss"."""
+        """(batch, batch_idx[, optimizer_idx]) -> the loss; a dict with the loss under "loss"; or None: the batch adds
+        nothing to the gradients (refused on several ranks). With automatic_optimization = False: anything."""
         raise NotImplementedError
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
@@ -171,9 +266,23 @@ class LightningModule(Hyperparameters, nn.Module):
         return self(args[0] if args else kwargs["batch"])
 
     def configure_optimizers(self) -> Any:
-        """An optimizer; a list with one; (optimizers, schedulers); or {"optimizer": …, "lr_scheduler": …}, where the
-        latter is a scheduler or {"scheduler", "interval": "epoch"|"step", "frequency", "monitor", "strict"}."""
+        """One of: an optimizer; a list of them; (optimizers, schedulers), two lists; {"optimizer": …,
+        "lr_scheduler": …}, where the latter is a scheduler or {"scheduler", "interval": "epoch"|"step", "frequency",
+        "monitor", "strict", "name"}; a list of such dicts; None, for a fit that trains nothing.
+
+        Several optimizers, automatically: for each batch, and each optimizer in turn, training_step runs with only that
+        optimizer's parameters requiring gradients, then backward, and at the end of the window its step. A
+        training_step that takes `optimizer_idx` is told which one. Each step counts in global_step.
+        """
         return None
+
+    def configure_model(self) -> None:
+        """Make layers here that are too large to be made in full on one device. Called in each Trainer call, in every
+        process, after `setup`: do nothing if they are there already."""
+
+    def configure_callbacks(self) -> "Callback | list[Callback]":
+        """Callbacks for Trainer calls with this module. They take the place of the Trainer's own of the same class."""
+        return []
 
     def train_dataloader(self) -> Any:
         """A DataLoader for fit."""
@@ -189,6 +298,49 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def prepare_data(self) -> None:
         """Download, tokenize …: on one process of each node, before `setup`."""
+
+    # Steps of the loop that may be done in another way. They are called only where they are overridden.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients."""
+        loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """Take a step. `optimizer_closure` does training_step, zero_grad, backward and clipping: `optimizer.step` has
+        to get it, or it has to be called."""
+        optimizer.step(closure=optimizer_closure)
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: "Optimizer") -> None:
+        """Drop the gradients of the window before."""
+        optimizer.zero_grad()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: "Optimizer",
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
+    ) -> None:
+        """Clip, or not. The arguments are the Trainer's."""
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a scheduler. `metric`: what a ReduceLROnPlateau monitors, None for others."""
+        if metric is None:
+            scheduler.step()
+        else:
+            scheduler.step(metric)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, before it goes to the device."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on the device. Default: everything in dicts, lists and tuples that has `to`."""
+        return moved(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, changed or not, as hooks and steps will get it."""
+        return batch
 
     # The hooks.
 
@@ -223,8 +375,8 @@ class LightningModule(Hyperparameters, nn.Module):
     def on_train_epoch_end(self) -> None:
         """Epoch means are in trainer.callback_metrics."""
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Before training_step."""
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        """Before training_step. Returning -1 leaves out the rest of the epoch."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """`outputs`: what training_step returned."""
@@ -240,6 +392,30 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def on_before_optimizer_step(self, optimizer: "Optimizer") -> None:
         """Before clipping."""
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Before a validation in a fit: drop gradients, for memory."""
+        self.zero_grad()
+
+    def on_validation_model_eval(self) -> None:
+        """Before a validation: modules to evaluation mode."""
+        self.eval()
+
+    def on_validation_model_train(self) -> None:
+        """After a validation. Default: each module to the mode that it had before."""
+        self.train()
+
+    def on_test_model_eval(self) -> None:
+        """Before a test: modules to evaluation mode."""
+        self.eval()
+
+    def on_test_model_train(self) -> None:
+        """After a test. Default: each module to the mode that it had before."""
+        self.train()
+
+    def on_predict_model_eval(self) -> None:
+        """Before a prediction: modules to evaluation mode."""
+        self.eval()
 
     def on_validation_start(self) -> None:
         """A validation begins."""

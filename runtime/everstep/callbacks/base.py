@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 class Callback:
     """Override the hooks you need. The order in which they come is in everstep/trainer/hooks.py."""
 
+    monitors = (
+        False  # True: it looks at metrics, so its on_train_epoch_end comes after the module's, which may log some
+    )
+
     @property
     def state_key(self) -> str:
         """Names this callback's state in a checkpoint; make it unique if two of one class are used."""

@@ -2,5 +2,6 @@
 
 from everstep.loggers.base import Logger
 from everstep.loggers.csv import CSVLogger
+from everstep.loggers.dummy import DummyLogger
 
-__all__ = ["CSVLogger", "Logger"]
+__all__ = ["CSVLogger", "DummyLogger", "Logger"]

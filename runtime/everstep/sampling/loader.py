@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from everstep import rng
 from everstep.sampling.order import order
-from everstep.sampling.schedule import Micro
+from everstep.sampling.schedule import Micro, Shape, evaluation, schedule
+from everstep.strategies import Strategy
 
 
 def has_positions(loader: Any) -> bool:
@@ -32,27 +33,70 @@ def has_positions(loader: Any) -> bool:
 class Remade:
     """Yields the batches of any schedule over the user's loader. With persistent workers they live across epochs."""
 
-    def __init__(self, loader: "DataLoader[Any]", seed: int) -> None:
+    def __init__(self, loader: "DataLoader[Any]", seed: int, *, same_every_epoch: bool = False) -> None:
+        """`same_every_epoch`: the same samples in the same order in every epoch, not shuffled."""
         self.user = loader
         self.seed = seed
+        self._same = same_every_epoch
+        shuffled = same_every_epoch and isinstance(loader.sampler, RandomSampler)
+        self.sampler: Any = SequentialSampler(loader.dataset) if shuffled else loader.sampler  # type: ignore[arg-type]
         self.batch_size: int = loader.batch_size  # type: ignore[assignment]
         self._keys = _Keys(loader.num_workers > 0)
         self._loader = _remake(loader, self._keys)
 
     def __len__(self) -> int:
         """Samples in an epoch."""
-        return len(self.user.sampler)  # type: ignore[arg-type]
+        return len(self.sampler)
 
     def batches(self, epoch: int, samples: int, plan: Callable[[], Iterator[Micro]], purpose: str) -> Iterator[Any]:
         """Batches for the micro-batches of `plan()` over the first `samples` of the epoch's order."""
         seed = rng.derive(self.seed, purpose)
-        self._keys.order = order(self.user.sampler, seed, epoch)[:samples]
+        self._keys.order = order(self.sampler, seed, 0 if self._same else epoch)[:samples]
         self._keys.plan = plan
         self._keys.epoch_seed = rng.derive(seed, "workers", epoch)
         generator = self._loader.generator
         assert generator is not None
         generator.manual_seed(self._keys.epoch_seed)
         return iter(self._loader)
+
+    def indices(self, micro: Micro) -> list[int]:
+        """Of the samples in a micro-batch of the present epoch."""
+        return self._keys.order[micro.start : micro.stop]
+
+    def rounds(self, world_size: int) -> tuple[int, int]:
+        """Batches of each rank in an epoch, and the samples in them."""
+        size = self.batch_size * world_size
+        total = len(self)
+        return (total // size, total // size * size) if self.user.drop_last else (-(-total // size), total)
+
+
+class RankPart:
+    """This rank's part of a loader with positions, as an iterable of batches: one of several that are read together."""
+
+    def __init__(self, remade: Remade, strategy: Strategy, purpose: str, *, training: bool) -> None:
+        """`training`: every rank gets the same number of batches, if need be by repeating a sample."""
+        self._remade, self._strategy, self._purpose, self._training = remade, strategy, purpose, training
+        self._epoch = self._passes = 0
+
+    def __len__(self) -> int:
+        return self._remade.rounds(self._strategy.world_size)[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch, self._passes = epoch, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        remade, strategy = self._remade, self._strategy
+        _, samples = remade.rounds(strategy.world_size)
+        size = remade.batch_size
+
+        def plan() -> Iterator[Micro]:
+            if self._training:
+                return schedule(samples, Shape(size * strategy.world_size, 1, size), strategy.world_size, strategy.rank)
+            return evaluation(samples, size, strategy.world_size, strategy.rank)
+
+        purpose = f"{self._purpose}/{self._passes}" if self._passes else self._purpose
+        self._passes += 1  # the second time in an epoch, for a shorter loader that starts again, in another order
+        return remade.batches(self._epoch, samples, plan, purpose)
 
 
 class _Keys:

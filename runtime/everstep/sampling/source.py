@@ -1,13 +1,16 @@
 """Where the loop's training batches come from: a loader with positions, or a stream. Both yield (micro, batch)."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from everstep.errors import ConfigurationError
-from everstep.sampling.loader import Remade, has_positions
+from everstep.sampling.combined import CombinedLoader
+from everstep.sampling.loader import RankPart, Remade, has_positions
 from everstep.sampling.schedule import Micro, Shape, schedule
 from everstep.sampling.stream import Stream, batch_count
 from everstep.strategies import Strategy
@@ -22,11 +25,17 @@ class Source(Protocol):
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
         """The rest of the epoch for this rank, from `position` on. It is opened now, not at the first next()."""
 
+    def accumulate(self, rounds: int) -> None:
+        """From the next epoch on, this many rounds make a window."""
+
     def state(self) -> dict[str, Any]:
         """The reference, for a checkpoint: equal on all ranks."""
 
     def rank_state(self) -> Any:
         """What this rank alone knows of its place."""
+
+    def keep(self, state: dict[str, Any]) -> None:
+        """Go on with the reference of another source of this kind."""
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         """Take the reference over from a checkpoint that was saved with `world_size` ranks.
@@ -49,30 +58,91 @@ class Source(Protocol):
 
 
 def training_source(
-    loader: Any, strategy: Strategy, accumulation: int, limit: int | float, seed: int
-) -> "Positions | Batches":
+    loader: Any, strategy: Strategy, accumulation: int, limit: int | float, seed: int, *,
+    divide: bool = True, same_every_epoch: bool = False,
+) -> "Positions | Batches":  # fmt: skip
     """The source for a user's training loader.
 
+    Args:
+        divide: over the ranks; False: each rank's loader gives its own batches.
+        same_every_epoch: the same batches in every epoch.
+
     Raises:
-        ConfigurationError: it is no loader, it is empty, or it cannot be divided over the ranks.
+        ConfigurationError: it is empty, or it cannot be divided over the ranks.
     """
-    if has_positions(loader):
-        return Positions(loader, strategy, accumulation, limit, seed)
-    return Batches(loader, strategy, accumulation, limit)
+    if isinstance(loader, CombinedLoader):
+        parts = Parts(loader, strategy, seed, limit, "train", divide=divide, same=same_every_epoch, training=True)
+        return Batches(parts, strategy, accumulation, 1.0, divided=True)
+    if divide and has_positions(loader):
+        return Positions(loader, strategy, accumulation, limit, seed, same_every_epoch)
+    return Batches(loader, strategy, accumulation, limit, divided=not divide)
 
 
 def limited(count: int, limit: int | float) -> int:
-    """An int limits to that many, a float to that part."""
-    return min(count, limit) if isinstance(limit, int) else int(count * limit)
+    """An int limits to that many, a float to that part.
+
+    Raises:
+        ConfigurationError: the part is less than one batch.
+    """
+    if isinstance(limit, int):
+        return min(count, limit)
+    part = int(count * limit)
+    if part == 0 and limit > 0 and count > 0:
+        raise ConfigurationError(
+            f"{limit} of {count} batches is less than one: give at least {math.ceil(100 / count) / 100}, or a number "
+            "of batches (an int)"
+        )
+    return part
+
+
+class Parts:
+    """Several loaders read together, this rank's part of each, as one iterable of trees of batches."""
+
+    def __init__(
+        self, loader: CombinedLoader, strategy: Strategy, seed: int, limit: int | float, purpose: str, *,
+        divide: bool, same: bool, training: bool,
+    ) -> None:  # fmt: skip
+        numbers = iter(range(len(loader.flattened)))
+
+        def part(user: Any) -> Any:
+            number = next(numbers)
+            if not (divide and has_positions(user)):
+                return user
+            remade = Remade(user, seed, same_every_epoch=same)
+            return RankPart(remade, strategy, f"{purpose}/{number}", training=training)
+
+        self._combined = loader.map(part)
+        counts = [batch_count(user) for user in self._combined.flattened]
+        if isinstance(limit, float) and limit < 1.0 and None in counts:
+            raise ConfigurationError(
+                f"{limit} is a part of a {purpose} loader of unknown length: give a number of batches (an int)"
+            )
+        self._combined.limits = [_limit(count, limit) for count in counts]
+
+    def __len__(self) -> int:
+        return len(self._combined)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._combined.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (batch for batch, _, _ in self._combined)
+
+
+def _limit(count: int | None, limit: int | float) -> int | None:
+    if count is None:
+        return limit if isinstance(limit, int) else None
+    return limited(count, limit)
 
 
 class Positions:
     def __init__(
-        self, loader: "DataLoader[Any]", strategy: Strategy, accumulation: int, limit: int | float, seed: int
-    ) -> None:
+        self, loader: "DataLoader[Any]", strategy: Strategy, accumulation: int, limit: int | float, seed: int,
+        same_every_epoch: bool = False,
+    ) -> None:  # fmt: skip
         self.strategy = strategy
         self.limit = limit
-        self._remade = Remade(loader, seed)
+        self._remade = Remade(loader, seed, same_every_epoch=same_every_epoch)
         self._drop_last = loader.drop_last
         self.shape = Shape(self._remade.batch_size * strategy.world_size, accumulation, self._remade.batch_size)
         self._measure()
@@ -96,6 +166,9 @@ class Positions:
 
         return zip(plan(), self._remade.batches(epoch, self.end, plan, "train"), strict=True)
 
+    def accumulate(self, rounds: int) -> None:
+        self.shape = replace(self.shape, accumulation=rounds)
+
     def state(self) -> dict[str, Any]:
         return {
             "kind": "positions",
@@ -108,11 +181,15 @@ class Positions:
     def rank_state(self) -> Any:
         return None
 
+    def keep(self, state: dict[str, Any]) -> None:
+        if state["kind"] == "positions":
+            self._remade.seed = state["seed"]
+            self.shape = Shape(state["round_size"], state["accumulation"], self._remade.batch_size)
+            self._measure()
+
     def check(self, state: dict[str, Any], world_size: int) -> None:
         _same_kind(state, "positions")
-        self._remade.seed = state["seed"]
-        self.shape = Shape(state["round_size"], state["accumulation"], self._remade.batch_size)
-        self._measure()
+        self.keep(state)
         if self.end != state["end"]:
             raise ConfigurationError(
                 f"the checkpoint was saved with {state['end']} samples in an epoch, now there are {self.end}: give the "
@@ -135,15 +212,15 @@ class Positions:
 class Batches:
     """Batches of a stream: a round is one batch of each rank."""
 
-    def __init__(self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float) -> None:
-        if isinstance(loader, str | bytes | dict) or not hasattr(loader, "__iter__"):
-            raise ConfigurationError(
-                f"the training loader is a {type(loader).__name__}: give a DataLoader or an iterable of batches"
-            )
-        if strategy.world_size > 1 and isinstance(loader, DataLoader) and _sized(loader):
+    def __init__(
+        self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float, *, divided: bool = False
+    ) -> None:
+        """`divided`: each rank's loader gives this rank's batches alone."""
+        if strategy.world_size > 1 and isinstance(loader, DataLoader) and _sized(loader) and not divided:
             raise ConfigurationError(
                 f"{strategy.world_size} ranks cannot divide a DataLoader with its own batch_sampler (or __iter__): "
-                "give it a sampler and a batch_size instead"
+                "give it a sampler and a batch_size instead, or let it give each rank its own batches and say "
+                "use_distributed_sampler=False"
             )
         self.strategy = strategy
         self._stream = Stream(loader, strategy)
@@ -172,11 +249,17 @@ class Batches:
             if last:
                 return
 
+    def accumulate(self, rounds: int) -> None:
+        self.shape = replace(self.shape, accumulation=rounds)
+
     def state(self) -> dict[str, Any]:
         return {"kind": "stream", "accumulation": self.shape.accumulation}
 
     def rank_state(self) -> Any:
         return self._stream.state
+
+    def keep(self, state: dict[str, Any]) -> None:
+        self.shape = Shape(1, state["accumulation"])
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         _same_kind(state, "stream")
@@ -185,7 +268,7 @@ class Batches:
                 f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
                 f"{self.strategy.world_size}: run with {world_size} ranks, or give a map-style dataset"
             )
-        self.shape = Shape(1, state["accumulation"])
+        self.keep(state)
 
     def rounds_of(self, position: int) -> int:
         return position

@@ -1,21 +1,27 @@
 """One process, one device: every collective is the identity."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from everstep.environment import Environment
+from everstep.precision import Precision
 
 
 class Strategy:
     """The seam between the loop and the ranks. A strategy overrides what differs from a single device."""
 
     name = "single_device"
+    #: Evaluations may run under torch.inference_mode; False: under no_grad.
+    inference_mode = True
 
     def __init__(self) -> None:
         self.environment = Environment()
+        self.precision = Precision()
 
     def connect(self, environment: Environment) -> None:
         """Join the other ranks. Called at the start of each Trainer call; the first does the work."""
@@ -30,15 +36,76 @@ class Strategy:
         return 1
 
     @property
+    def data_rank(self) -> int:
+        """Which part of a global batch this rank takes, 0 ..; ranks that share one model's layers share one part."""
+        return self.rank
+
+    @property
+    def data_world_size(self) -> int:
+        """Into how many parts a global batch is divided."""
+        return self.world_size
+
+    @property
     def root_device(self) -> torch.device:
         return torch.device("cpu")
+
+    def setup(self, module: nn.Module) -> None:
+        """Bring the module to its device, or shard it. Called before `configure_optimizers`, and before evaluations."""
+        if self.root_device.type != "cpu":
+            module.to(self.root_device)
+
+    def setup_optimizers(self, module: nn.Module, optimizers: list[Optimizer]) -> list[Optimizer]:
+        """The optimizers that train: those of `configure_optimizers`, or what the strategy makes of them."""
+        return optimizers
+
+    def to_device(self, batch: Any) -> Any:
+        """A batch on this rank's device. For every batch, unless that is the CPU and this not overridden."""
+        return moved(batch, self.root_device)
+
+    def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:
+        """Clip the gradients of the optimizer's parameters together, in place."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if algorithm == "norm":
+            torch.nn.utils.clip_grad_norm_(parameters, value)
+        else:
+            torch.nn.utils.clip_grad_value_(parameters, value)
+
+    def model_state(self, module: nn.Module) -> dict[str, Any]:
+        """The module's state as the run's checkpoints take it: its own tensors, or this rank's shards (DTensors)."""
+        return dict(module.state_dict())
+
+    def load_model_state(self, module: nn.Module, state: dict[str, Any], strict: bool = True) -> None:
+        """
+        Raises:
+            RuntimeError: the state is of another module.
+        """
+        module.load_state_dict(state, strict=strict)
+
+    def load_optimizer_state(self, optimizer: Optimizer, state: dict[str, Any]) -> None:
+        """`state`: of whole tensors, as checkpoints give it."""
+        optimizer.load_state_dict(state)
+
+    def gather(self, tree: Any) -> Any:
+        """The tree with whole tensors where this rank has shards, for one-file checkpoints; a collective."""
+        return tree
 
     def wrap(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         """The training step through whatever synchronises gradients."""
         return step
 
+    def wrap_evaluation(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
+        """A validation, test or predict step through whatever brings its parameters together."""
+        return step
+
     def synchronise_gradients(self, now: bool) -> None:
         """Said before a forward whose gradients differ from the previous one's in being shared with the other ranks."""
+
+    def without_sync(self) -> AbstractContextManager[None]:
+        """Inside, gradients stay on their rank."""
+        return nullcontext()
+
+    def before_manual_backward(self, loss: Tensor) -> None:
+        """A module with manual optimisation is about to differentiate the loss: its gradients are to be shared."""
 
     def align_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (running statistics) of rank 0, so that evaluation is the same everywhere."""
@@ -46,6 +113,10 @@ class Strategy:
     def reduce(self, tensor: Tensor, operation: Literal["sum", "min", "max"] = "sum") -> Tensor:
         """Over all ranks, in place; a collective."""
         return tensor
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        """Everybody's tensor of this shape, stacked: [world_size, *shape]; a collective. `sync_grads`: with gradients."""
+        return tensor[None]
 
     def all_true(self, flag: bool) -> bool:
         """Does every rank say so? A collective."""
@@ -60,3 +131,16 @@ class Strategy:
 
     def unwrap(self) -> None:
         """A fit has ended: let go of what `wrap` made."""
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The same batch with everything that has `to` on the device: tensors and such, in dicts, lists and tuples."""
+    if hasattr(batch, "to"):
+        return batch.to(device, non_blocking=True) if isinstance(batch, Tensor) else batch.to(device)
+    if isinstance(batch, dict):
+        return type(batch)({key: moved(value, device) for key, value in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(moved(value, device) for value in batch)
+    return batch

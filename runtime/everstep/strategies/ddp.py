@@ -2,7 +2,7 @@
 
 import atexit
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -27,6 +27,7 @@ class DDPStrategy(Strategy):
         self.bucket_cap_mb = bucket_cap_mb
         self.find_unused_parameters = find_unused_parameters
         self._ddp: DistributedDataParallel | None = None
+        self._quiet = False  # gradients of manual backwards stay here
 
     def connect(self, environment: Environment) -> None:
         super().connect(environment)
@@ -62,6 +63,22 @@ class DDPStrategy(Strategy):
         if self._ddp is not None:
             self._ddp.require_backward_grad_sync = now
 
+    @contextlib.contextmanager
+    def without_sync(self) -> Iterator[None]:
+        self._quiet, before = True, self._quiet
+        try:
+            yield
+        finally:
+            self._quiet = before
+
+    def before_manual_backward(self, loss: Tensor) -> None:
+        # DDP prepares for one backward in its forward. With several, of parts of the model, each is prepared for here,
+        # and told by its loss which parameters will get no gradient.
+        if self._ddp is not None:
+            self._ddp.require_backward_grad_sync = not self._quiet
+            if not self._quiet:
+                self._ddp.reducer.prepare_for_backward([loss])
+
     def align_buffers(self, module: nn.Module) -> None:
         if self.world_size > 1:
             for buffer in module.buffers():
@@ -72,6 +89,17 @@ class DDPStrategy(Strategy):
             operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
             dist.all_reduce(tensor, operations[operation])
         return tensor
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        if self.world_size == 1:
+            return tensor[None]
+        if sync_grads:
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.stack(all_gather(tensor))  # type: ignore[no-untyped-call]
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.stack(parts)
 
     def all_true(self, flag: bool) -> bool:
         return bool(self.reduce(torch.tensor(int(flag)), "min"))

@@ -1,98 +1,150 @@
 """Validation, test and prediction: every sample once, nothing learned, no step taken."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
+from everstep.sampling.combined import CombinedLoader
 from everstep.sampling.loader import Remade, has_positions
 from everstep.sampling.schedule import Micro, evaluation
-from everstep.sampling.source import batch_size_of, limited
+from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
-from everstep.trainer.hooks import Hooks
+from everstep.trainer.hooks import Hooks, positional
+from everstep.trainer.loaders import Loaders, combined
+from everstep.trainer.transfer import Transfer
 
 if TYPE_CHECKING:
     from everstep.trainer.trainer import Trainer
 
 Stage = Literal["validation", "test", "predict"]
+_METHODS = {"validation": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
 
 
 class Evaluation:
     """Loaders and step of one stage. `run` may be called again and again; persistent workers live between."""
 
     def __init__(
-        self, trainer: "Trainer", module: LightningModule, hooks: Hooks, loaders: Any, stage: Stage, seed: int
-    ) -> None:
-        """
-        Raises:
-            ConfigurationError: a loader is none.
-        """
+        self, trainer: "Trainer", module: LightningModule, hooks: Hooks, loaders: Loaders, transfer: Transfer | None,
+        stage: Stage, seed: int,
+    ) -> None:  # fmt: skip
         self.trainer, self.module, self.hooks, self.stage = trainer, module, hooks, stage
-        listed = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
-        for loader in listed:
-            if isinstance(loader, Tensor | str | bytes | dict) or not hasattr(loader, "__iter__"):
-                raise ConfigurationError(
-                    f"a {stage} loader is a {type(loader).__name__}: give a DataLoader, another iterable of batches, "
-                    "or a list of such (a list is read as several loaders, never as batches)"
-                )
-        limits = {"validation": trainer.limit_val_batches, "test": trainer.limit_test_batches}
-        limit = limits.get(stage, trainer.limit_predict_batches)
-        self.loaders = [_Loader(loader, trainer, limit, f"{stage}/{i}", seed) for i, loader in enumerate(listed)]
+        self.transfer, self.seed = transfer, seed
+        self._loaders_of_call = loaders
+        self._made: list[_Loader] | None = None
+        self.keep = False
+        self.outputs: list[list[Any]] = []
+        self.batch_indices: list[list[list[int] | None]] = []
         function = getattr(module, f"{stage}_step")
-        self._wants_loader = len(listed) > 1 or _positional(function) > 2
-        self._wants_index = takes_index(function)
-        self._step: Callable[..., Any] = trainer.precision.wrap(function)
+        self._arguments = positional(function)
+        self._step: Callable[..., Any] = trainer.profiler.timed(
+            f"{stage}_step", trainer.strategy.wrap_evaluation(module, trainer.precision_plugin.wrap(function))
+        )
 
-    def run(self, most: int | None = None) -> tuple[list[dict[str, float]], list[list[Any]]]:
-        """One pass. Returns the metrics of each loader, and of a prediction the outputs of each loader."""
+    @property
+    def loaders(self) -> "list[_Loader]":
+        """Made when they are first asked for.
+
+        Raises:
+            ConfigurationError: there is none, or one of them is none.
+        """
+        if self._made is None:
+            trainer, stage = self.trainer, self.stage
+            method = _METHODS[stage]
+            found = combined(self._loaders_of_call.need(method), "sequential", stage)
+            sequence = isinstance(found, CombinedLoader) and found.mode == "sequential"
+            several = found.flattened if sequence else [found]
+            if len(several) > 1 and self._arguments == 2 and stage != "predict":
+                raise ConfigurationError(
+                    f"there are {len(several)} {stage} loaders: define "
+                    f"{type(self.module).__name__}.{stage}_step(batch, batch_idx, dataloader_idx)"
+                )
+            limit = trainer.limit_batches(stage)
+            same = bool(trainer.overfit_batches) and stage == "validation"
+            self._made = [
+                _Loader(loader, trainer, limit, f"{stage}/{i}", self.seed, same) for i, loader in enumerate(several)
+            ]
+            trainer.told_of_loaders(stage, found, [loader.count() for loader in self._made])
+        return self._made
+
+    def reload(self) -> None:
+        """Ask for the loaders again at the next run."""
+        self._made = None
+
+    def run(self, most: int | None = None, keep: bool = False) -> tuple[list[dict[str, float]], list[list[Any]]]:
+        """One pass, of at most so many batches of each loader (-1: all). Returns the metrics of each loader, and if
+        they are to be kept what the step returned for each batch of each loader."""
         trainer, module, hooks, logs, stage = self.trainer, self.module, self.hooks, self.trainer.logs, self.stage
+        loaders = self.loaders
         modes = [(part, part.training) for part in module.modules()]
-        module.eval()
         mode, outer = logs.mode, logs.begin_evaluation()
         logs.mode = False
+        self.keep, self.batch_indices, self.outputs = keep, [], []
+        if stage == "predict":
+            trainer.predictions, trainer.prediction_indices = self.outputs, self.batch_indices
         try:
-            with torch.inference_mode():
+            with (
+                torch.inference_mode()
+                if trainer.inference_mode and trainer.strategy.inference_mode
+                else torch.no_grad()
+            ):
+                if hooks[f"on_{stage}_model_eval"]:
+                    hooks.call(f"on_{stage}_model_eval")
+                else:
+                    module.eval()
                 hooks.call(f"on_{stage}_start")
                 hooks.call(f"on_{stage}_epoch_start")
-                outputs = [self._loader(index, loader, most) for index, loader in enumerate(self.loaders)]
+                for index, loader in enumerate(loaders):
+                    self._loader(index, loader, most)
                 logs.suffix, logs.samples = "", 1
                 hooks.call(f"on_{stage}_epoch_end")
                 values = logs.reduce_epoch()
                 if not trainer.sanity_checking:
-                    logs.send_epoch(values, max(trainer.global_step - 1, 0), trainer.current_epoch)
+                    logs.send_epoch(values, max(trainer.batches_that_stepped - 1, 0), trainer.current_epoch)
                 hooks.call(f"on_{stage}_end")
         finally:
             logs.end_evaluation(outer)
             logs.mode = mode
-            for part, training in modes:
-                part.training = training
-        return self._by_loader({name: float(value) for name, value in values.items()}), outputs
+            if hooks[f"on_{stage}_model_train"]:
+                hooks.call(f"on_{stage}_model_train")
+            else:
+                for part, training in modes:
+                    part.training = training
+        return self._by_loader({name: float(value) for name, value in values.items()}), self.outputs
 
-    def _loader(self, number: int, loader: "_Loader", most: int | None) -> list[Any]:
-        hooks, logs, step, stage = self.hooks, self.trainer.logs, self._step, self.stage
-        keep, outputs = stage == "predict", []
+    def _loader(self, number: int, loader: "_Loader", most: int | None) -> None:
+        hooks, logs, step, stage, transfer = self.hooks, self.trainer.logs, self._step, self.stage, self.transfer
+        outputs: list[Any] = []
+        indices: list[list[int] | None] = []
+        self.outputs.append(outputs)
+        self.batch_indices.append(indices)
         batch_start, batch_end = hooks[f"on_{stage}_batch_start"], hooks[f"on_{stage}_batch_end"]
-        several = (number,) if self._wants_loader else ()
-        logs.suffix = f"/dataloader_idx_{number}" if len(self.loaders) > 1 else ""
+        several = len(self.loaders) > 1
+        wants_index, wants_number = self._arguments > 1, several or self._arguments > 2
+        logs.suffix = f"/dataloader_idx_{number}" if several else ""
         in_fit = stage == "validation" and self.trainer.state == "fit"
         for index, (samples, batch) in enumerate(loader.batches(most)):
             if not in_fit:
                 self.trainer.run.check_stop()
+            if transfer is not None:
+                batch = transfer(batch, number)
             logs.begin_step(samples)
+            if stage == "predict":
+                indices.append(loader.indices)
             for listener in batch_start:
                 listener(batch, index, number)
-            output = step(batch, index, *several) if self._wants_index else step(batch)
+            if wants_number:
+                output = step(batch, index, number)
+            else:
+                output = step(batch, index) if wants_index else step(batch)
             for listener in batch_end:
                 listener(output, batch, index, number)
             if not self.trainer.sanity_checking:
                 logs.send_step(index, self.trainer.current_epoch)
-            if keep:
+            if self.keep:
                 outputs.append(output)
-        return outputs
 
     def _by_loader(self, values: dict[str, float]) -> list[dict[str, float]]:
         if len(self.loaders) == 1:
@@ -107,48 +159,51 @@ class Evaluation:
 class _Loader:
     """One loader of an evaluation, limited, this rank's part of it."""
 
-    def __init__(self, loader: Any, trainer: "Trainer", limit: int | float, purpose: str, seed: int) -> None:
-        self.user, self.trainer, self.limit, self.purpose = loader, trainer, limit, purpose
-        self.remade = Remade(loader, seed) if has_positions(loader) else None
-        if self.remade is None and batch_count(loader) is None and isinstance(limit, float) and limit < 1.0:
+    def __init__(
+        self, loader: Any, trainer: "Trainer", limit: int | float, purpose: str, seed: int, same: bool
+    ) -> None:
+        divide = trainer.use_distributed_sampler
+        self.trainer, self.limit = trainer, limit
+        self.indices: list[int] | None = None  # of the present batch's samples in the dataset, where that is known
+        self._purpose = purpose
+        self._remade = Remade(loader, seed, same_every_epoch=same) if divide and has_positions(loader) else None
+        if isinstance(loader, CombinedLoader):
+            stage = purpose.split("/")[0]
+            loader = Parts(loader, trainer.strategy, seed, limit, stage, divide=divide, same=same, training=False)
+            self.limit = 1.0
+        self._stream = loader
+        if self._remade is None and batch_count(loader) is None and isinstance(limit, float) and limit < 1.0:
             raise ConfigurationError(
                 f"{limit} is a part of a {purpose.split('/')[0]} loader of unknown length: give a number of batches "
                 "(an int)"
             )
 
+    def count(self) -> int | float:
+        """Batches of this rank; inf: not known."""
+        if self._remade is not None:
+            return limited(self._remade.rounds(self.trainer.world_size)[0], self.limit)
+        count = batch_count(self._stream)
+        if count is not None:
+            return limited(count, self.limit)
+        return self.limit if isinstance(self.limit, int) else float("inf")
+
     def batches(self, most: int | None) -> Iterator[tuple[int, Any]]:
-        """(samples, batch); `most`: at most so many batches a rank."""
-        remade, strategy = self.remade, self.trainer.strategy
+        """(samples, batch); `most`: at most so many batches a rank; None or -1: all."""
+        remade, strategy = self._remade, self.trainer.strategy
+        stop = self.count()
+        if most is not None and most >= 0:
+            stop = min(stop, most)
         if remade is None:
-            count = batch_count(self.user)
-            stop = (
-                limited(count, self.limit) if count is not None else self.limit if isinstance(self.limit, int) else None
-            )
-            stop = most if stop is None else stop if most is None else min(stop, most)
-            for index, batch in enumerate(self.user):
+            for index, batch in enumerate(self._stream):
                 if index == stop:
                     return
                 yield batch_size_of(batch), batch
             return
-        size = remade.batch_size * strategy.world_size
-        total = len(remade) // size * size if self.user.drop_last else len(remade)
-        rounds = limited(-(-total // size), self.limit)
-        samples = min(total, (rounds if most is None else min(rounds, most)) * size)
+        samples = min(remade.rounds(strategy.world_size)[1], int(stop) * remade.batch_size * strategy.world_size)
 
         def plan() -> Iterator[Micro]:
             return evaluation(samples, remade.batch_size, strategy.world_size, strategy.rank)
 
-        for micro, batch in zip(plan(), remade.batches(0, samples, plan, self.purpose), strict=True):
+        for micro, batch in zip(plan(), remade.batches(0, samples, plan, self._purpose), strict=True):
+            self.indices = remade.indices(micro)
             yield micro.stop - micro.start, batch
-
-
-def takes_index(step: Callable[..., Any]) -> bool:
-    """Does a step want (batch, batch_idx), not the batch alone?"""
-    return _positional(step) > 1
-
-
-def _positional(function: Callable[..., Any]) -> int:
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 2
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)

@@ -1,21 +1,24 @@
 """The loop of `Trainer.fit`. `run` is the whole of it; the hooks in it are listed, in order, in hooks.py."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from everstep.errors import ConfigurationError, NonFiniteLossError
+from everstep import rng
+from everstep.errors import NonFiniteLossError
 from everstep.module import LightningModule
-from everstep.sampling.schedule import Micro
-from everstep.sampling.source import training_source
-from everstep.trainer.evaluate import Evaluation, takes_index
-from everstep.trainer.hooks import Hooks
+from everstep.sampling.source import Source, training_source
+from everstep.trainer.due import Due
+from everstep.trainer.evaluate import Evaluation
+from everstep.trainer.hooks import MONITORS, Hooks, overridden, positional
+from everstep.trainer.loaders import Loaders, combined
+from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
 from everstep.trainer.state import dump, load
+from everstep.trainer.stopping import Stopping
+from everstep.trainer.transfer import Transfer
 from everstep_protocol.messages import Stage
 
 if TYPE_CHECKING:
@@ -30,44 +33,51 @@ class Fit:
     """
 
     def __init__(
-        self, trainer: "Trainer", module: LightningModule, hooks: Hooks, loader: Any, validation: Evaluation | None,
+        self, trainer: "Trainer", module: LightningModule, hooks: Hooks, loaders: Loaders, transfer: Transfer | None,
         restored: Restored | None, seed: int,
     ) -> None:  # fmt: skip
         self.trainer, self.module, self.hooks = trainer, module, hooks
         self.run_, self.logs, self.strategy = trainer.run, trainer.logs, trainer.strategy
-        self.validation = validation
+        self.loaders, self.transfer = loaders, transfer
         self.restored = restored
         self.seed = seed
-        self.source = training_source(
-            loader, self.strategy, trainer.accumulate_grad_batches, trainer.limit_train_batches, seed
-        )
+        self.validation = self._validation()
+        self.stopping = Stopping(trainer)
         self.position = 0  # samples of this epoch that finished steps have consumed (a stream: batches)
+        self.earlier_rounds = 0  # batches of a rank in the epochs before
         self.first_step = trainer.global_step
         self.seen = 0  # samples of all ranks in this fit, since this process began
-        self._stream_state: Any = None
-        self._saved_step = -1
-        self._loss: tuple[Tensor, float] | None = None  # the latest, and by what it was multiplied
+        self.stream_state: Any = None
+        self.saved_step = -1
+        self.last_batch = False
+        self._source: Source | None = None
+        self._loaded_epoch = 0  # when the training loader was made
 
     def run(self) -> None:
         trainer, hooks = self.trainer, self.hooks
-        trainer.optimizers, trainer.lr_scheduler_configs = configure(self.module)
+        trainer.optimizers, trainer.lr_scheduler_configs = configure(self.module, trainer)
+        trainer.lightning_optimizers = [LightningOptimizer(optimizer, trainer) for optimizer in trainer.optimizers]
         hooks.call("on_fit_start")
         if self.restored is not None:
             self._load(self.restored)
-        trainer.num_training_batches = self.source.rounds if self.source.rounds is not None else math.inf
-        self._validate_every = self._validation_interval()
-        self.module.train()
-        self.step = self._bind_step()
-        if self.restored is None and self.validation is not None and trainer.num_sanity_val_steps:
-            self._sanity_check()
-        self.run_.stage(Stage.TRAINING)
-        hooks.call("on_train_start")
-        while not self._finished():
-            self._epoch()
-        hooks.call("on_train_end")
-        self.strategy.align_buffers(self.module)
+        elif self.validation is not None and trainer.num_sanity_val_steps:
+            self._sanity_check(self.validation)
+        if trainer.limit_train_batches != 0 and not self.stopping.finished:
+            self._train()
         self.strategy.unwrap()
         hooks.call("on_fit_end")
+
+    def _train(self) -> None:
+        trainer = self.trainer
+        self.due = Due(trainer, self.source.rounds)
+        way = Automatic if self.module.automatic_optimization else Manual
+        self.optimization = trainer.optimization = way(trainer, self.module, self.hooks, self._bind_step())
+        self.run_.stage(Stage.TRAINING)
+        self.hooks.call("on_train_start")
+        while not self.stopping.finished:
+            self._epoch()
+        self.hooks.call("on_train_end")
+        self.strategy.align_buffers(self.module)
 
     def _epoch(self) -> None:
         trainer, hooks, logs = self.trainer, self.hooks, self.logs
@@ -80,92 +90,81 @@ class Fit:
             logs.begin_epoch()
         self._boundary()
         if batches is None:
+            self._reload()
             hooks.call("on_train_epoch_start")
             batches = self._open_epoch()
 
-        self._batches(batches)
+        rounds = self._batches(batches)
 
         logs.mode = False
         values = logs.reduce_epoch()
         hooks.call("on_train_epoch_end")
         values.update(logs.reduce_epoch())  # what the hooks have logged
-        logs.send_epoch(values, trainer.global_step - 1, trainer.current_epoch)
+        if hooks[MONITORS]:
+            hooks.call(MONITORS)
+            values.update(logs.reduce_epoch())
+        logs.send_epoch(values, trainer.batches_that_stepped - 1, trainer.current_epoch)
         self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=True)
         trainer.current_epoch += 1
+        self.earlier_rounds += rounds
         self.position = 0
 
-    def _open_epoch(self) -> Any:
-        state, self._stream_state = self._stream_state if self.position else None, None
-        return self.source.epoch(self.trainer.current_epoch, self.position, state)
-
-    def _batches(self, batches: Any) -> None:
-        """The rest of an epoch: forward and backward for each micro-batch, an optimizer step where a window closes."""
-        trainer, logs, step, source = self.trainer, self.logs, self.step, self.source
-        hooks = self.hooks
-        batch_start, batch_end = hooks["on_train_batch_start"], hooks["on_train_batch_end"]
-        before_zero_grad, before_step = hooks["on_before_zero_grad"], hooks["on_before_optimizer_step"]
-        before_backward, after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
-        (optimizer,) = trainer.optimizers
-        backward, optimizer_step = trainer.precision.backward, trainer.precision.step
-        synchronise, shared = self.strategy.synchronise_gradients, True
-        clip = trainer.gradient_clip_val
+    def _batches(self, batches: Any) -> int:
+        """The rest of an epoch; an optimizer step where a window of batches closes. Returns the epoch's batches."""
+        trainer, logs, source, run_batch = self.trainer, self.logs, self.source, self.optimization.run
+        batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
+        transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
+        synchronise, shared = self.strategy.synchronise_gradients, self.module.automatic_optimization
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+        log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation
-        index = self._micros_before()
+        index = self.source.rounds_of(self.position)  # batch_idx: in the world that the run began with, the rounds so far
         opens = True
+        if not shared:
+            synchronise(False)  # manual_backward does
 
         for micro, batch in batches:
-            samples = logs.samples = source.samples(micro, batch)
+            samples = source.samples(micro, batch)
+            if transfer is not None:
+                batch = transfer(batch, 0)
             logs.begin_step(samples)
             for listener in batch_start:
-                listener(batch, index)
-            if shared is not micro.closes_step:
-                shared = micro.closes_step
+                if listener(batch, index) == -1:  # the module has had enough of this epoch
+                    self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
+                    return index
+            closes = micro.closes_step
+            if shared is not closes and self.module.automatic_optimization:
+                shared = closes
                 synchronise(shared)
 
-            outputs = step(batch, index)
-            loss = outputs if type(outputs) is Tensor else _loss_of(outputs, self.module)
-            scale = micro.weight * part
-            if scale != 1.0:
-                loss = loss * scale
-            if opens:
-                for listener in before_zero_grad:
-                    listener(optimizer)
-                optimizer.zero_grad()
-            for listener in before_backward:
-                listener(loss)
-            backward(loss)
-            for listener in after_backward:
-                listener()
+            outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 
-            opens = micro.closes_step
-            if opens:
-                for listener in before_step:
-                    listener(optimizer)
-                if clip:
-                    self._clip(optimizer, clip)
-                optimizer_step(optimizer)
-                trainer.global_step += 1
+            opens, last = closes, source.is_last(micro)
+            self.last_batch = last
+            if closes:
+                trainer.batches_that_stepped += 1
                 if by_step:
-                    self._step_schedulers("step", trainer.global_step, plateau=False)
-            if micro.closes_round and self.source.is_last(micro):
+                    self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=False)
+            if last and micro.closes_round:
                 self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
             for listener in batch_end:
                 listener(outputs, batch, index)
-            self._loss = loss, scale
-            if opens and trainer.global_step % trainer.log_every_n_steps == 0:
+            if closes and trainer.batches_that_stepped % log_every == 0:
                 self._look()
             index += 1
-            if micro.closes_round and self._validation_due(micro):
-                self._validate()
-            if opens:
+            if look_at_the_clock is not None:
+                look_at_the_clock()
+            if micro.closes_round and self.validation is not None and self._validation_due(micro.round_stop, last):
+                self._validate(closes)
+            if closes:
                 if by_step:
-                    self._step_schedulers("step", trainer.global_step, plateau=True)
+                    self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=True)
                 self.seen += micro.round_stop - self.position
                 self.position = micro.round_stop
-                if self.source.is_last(micro) or self._finished():
-                    return
+                if last or self.stopping.finished:
+                    break
                 self._boundary()
+        return index
 
     # Between two steps.
 
@@ -175,7 +174,7 @@ class Fit:
         if run.seat is not None:
             run.enter(step + 1, self._save_and_tell)
             self._note()
-        if run.due(step) and step != self._saved_step:
+        if run.due(step, self.saved_step):
             self._save(False)
             self._note(force=True)
 
@@ -186,12 +185,11 @@ class Fit:
         self._note(force=True)
 
     def _save(self, wait: bool) -> None:
-        trainer = self.trainer
-        step = trainer.global_step - self.first_step
+        step = self.trainer.global_step - self.first_step
         if not self.run_.keeps_checkpoints:
             return
         self._check_loss()  # what is saved is what a failure falls back to
-        self._saved_step = step
+        self.saved_step = step
         self.strategy.align_buffers(self.module)
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
         self.run_.save(step, self.state(), rank, wait)
@@ -201,12 +199,11 @@ class Fit:
         return {"checkpoint": dump(self.trainer, self)}
 
     def _load(self, restored: Restored) -> None:
-        trainer = self.trainer
-        load(trainer, self, restored.shared["checkpoint"])
-        self._saved_step = trainer.global_step - self.first_step
+        load(self.trainer, self, restored.shared["checkpoint"])
+        self.saved_step = self.trainer.global_step - self.first_step
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank["means"])
-            self._stream_state = restored.rank["stream"]
+            self.stream_state = restored.rank["stream"]
 
     def _note(self, force: bool = False) -> None:
         trainer = self.trainer
@@ -221,83 +218,75 @@ class Fit:
             force=force,
         )
 
-    # Questions.
-
-    def _finished(self) -> bool:
-        trainer = self.trainer
-        return (
-            trainer.should_stop
-            or 0 <= trainer.max_steps <= trainer.global_step
-            or 0 <= trainer.max_epochs <= trainer.current_epoch
-        )
-
-    def _micros_before(self) -> int:
-        """batch_idx of the next micro-batch: in the world that the run began with, the number of rounds so far."""
-        return self.source.rounds_of(self.position)
-
     def _max_steps(self) -> int | None:
         """Optimizer steps when all is done, of the run."""
+        total = self.stepping_batches
+        return self.run_.steps_before + int(total) - self.first_step if total != math.inf else None
+
+    # Data.
+
+    @property
+    def source(self) -> Source:
+        if self._source is None:
+            trainer = self.trainer
+            loader = combined(self.loaders.need("train_dataloader"), "max_size_cycle", "training")
+            source: Source = training_source(
+                loader, self.strategy, trainer.accumulate_grad_batches, trainer.limit_train_batches, self.seed,
+                divide=trainer.use_distributed_sampler, same_every_epoch=bool(trainer.overfit_batches),
+            )  # fmt: skip
+            self._source, self._loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, loader
+            rounds = source.rounds
+            trainer.num_training_batches = rounds if rounds is not None else math.inf
+        return self._source
+
+    @property
+    def stepping_batches(self) -> int | float:
+        """Optimizer steps that this fit will have taken, as far as it can tell; inf: it cannot."""
         trainer, rounds = self.trainer, self.source.rounds
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
+        ends: list[float] = [trainer.max_steps] if trainer.max_steps >= 0 else []
         if trainer.max_epochs >= 0 and rounds is not None:
             ends.append(trainer.max_epochs * -(-rounds // self.source.shape.accumulation))
-        return self.run_.steps_before + min(ends) - self.first_step if ends else None
+        return min(ends) if ends else math.inf
 
-    def _validation_interval(self) -> int | None:
-        """Rounds from one validation to the next; None: at the end of the epoch, or never."""
-        every, rounds = self.trainer.val_check_interval, self.source.rounds
-        if self.validation is None or (isinstance(every, float) and every == 1.0):
-            return None
-        if isinstance(every, float):
-            if rounds is None:
-                raise ConfigurationError(
-                    f"val_check_interval={every} is a part of an epoch of unknown length: give a number of batches "
-                    "(an int)"
-                )
-            return max(1, int(rounds * every))
-        if rounds is not None and every > rounds:
-            raise ConfigurationError(
-                f"val_check_interval={every} is more than the {rounds} batches of an epoch: there would be no "
-                "validation. Lower it, or give 1.0 for the end of the epoch"
-            )
-        return every
+    def _open_epoch(self) -> Any:
+        state, self.stream_state = self.stream_state if self.position else None, None
+        batches = self.source.epoch(self.trainer.current_epoch, self.position, state)
+        return self.trainer.profiler.timed_iterator("train_dataloader_next", batches)
 
-    def _validation_due(self, micro: Micro) -> bool:
-        if self.validation is None or (self.trainer.current_epoch + 1) % self.trainer.check_val_every_n_epoch:
-            return False
-        if self._validate_every is None:
-            return self.source.is_last(micro)
-        rounds = -(-micro.round_stop // self.source.shape.round_size)
-        return rounds % self._validate_every == 0
+    def _reload(self) -> None:
+        """What may change from one epoch to the next: the loader, and how many batches make a step."""
+        trainer, every = self.trainer, self.trainer.reload_dataloaders_every_n_epochs
+        if every and trainer.current_epoch - self._loaded_epoch >= every:
+            before, self._source = self.source, None
+            self.source.keep(before.state())
+            self.due = Due(trainer, self.source.rounds)
+            if self.validation is not None:
+                self.validation.reload()
+        self.source.accumulate(trainer.accumulate_grad_batches)
 
     # Parts of a step.
 
     def _bind_step(self) -> Callable[..., Any]:
-        module = self.module
-        function: Callable[..., Any] = module.training_step
-        if not takes_index(function):
+        trainer, function = self.trainer, self.module.training_step
+        if positional(function) < 2:
             only_batch = function
 
             def function(batch: Any, index: int) -> Any:
                 return only_batch(batch)
 
-        return self.strategy.wrap(module, self.trainer.precision.wrap(function))
-
-    def _clip(self, optimizer: torch.optim.Optimizer, value: float) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if self.trainer.gradient_clip_algorithm == "norm":
-            torch.nn.utils.clip_grad_norm_(parameters, value)
-        else:
-            torch.nn.utils.clip_grad_value_(parameters, value)
+        step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(function))
+        return trainer.profiler.timed("training_step", step)
 
     def _step_schedulers(self, interval: str, count: int, *, plateau: bool) -> None:
+        if not self.module.automatic_optimization:
+            return
         for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval and config.plateau is plateau and count % config.frequency == 0:
+            if config.interval == interval and config.reduce_on_plateau is plateau and count % config.frequency == 0:
                 config.step(self.logs.callback_metrics)
 
     def _look(self) -> None:
         """A log step: values are fetched now, if anybody wants them."""
-        self.logs.send_step(self.trainer.global_step - 1, self.trainer.current_epoch)
+        self.logs.send_step(self.trainer.batches_that_stepped - 1, self.trainer.current_epoch)
         if self.trainer.has_loggers or self.run_.seat is not None:
             self._check_loss()
 
@@ -306,9 +295,9 @@ class Fit:
         Raises:
             NonFiniteLossError: this rank's latest loss is NaN or infinite.
         """
-        if self._loss is None:
+        if self.optimization.loss is None:
             return
-        loss, scale = self._loss
+        loss, scale = self.optimization.loss
         value = float(loss.detach()) / (scale or 1.0)
         if not math.isfinite(value):
             raise NonFiniteLossError(
@@ -319,36 +308,53 @@ class Fit:
 
     # Validation inside the fit.
 
-    def _sanity_check(self) -> None:
-        assert self.validation is not None
+    def _validation(self) -> Evaluation | None:
+        """None: there is nothing to validate with."""
+        trainer, module = self.trainer, self.module
+        has_step, has_loader = overridden(module, "validation_step"), self.loaders.defined("val_dataloader")
+        if trainer.limit_val_batches == 0:
+            return None
+        who = type(module).__name__
+        if has_step and not has_loader:
+            warnings.warn(f"{who} has a validation_step, but there is no val_dataloader: no validation", stacklevel=2)
+        if has_loader and not has_step:
+            warnings.warn(f"there is a val_dataloader, but {who} has no validation_step: no validation", stacklevel=2)
+        if not (has_step and has_loader):
+            return None
+        return Evaluation(trainer, module, self.hooks, self.loaders, self.transfer, "validation", self.seed)
+
+    def _validation_due(self, round_stop: int, last: bool) -> bool:
+        trainer = self.trainer
+        if trainer.should_stop and self.stopping.may_stop and self._epoch_validates:
+            return True
+        return self.due.after(self.source.rounds_of(round_stop), self.earlier_rounds, last)
+
+    @property
+    def _epoch_validates(self) -> bool:
+        every = self.trainer.check_val_every_n_epoch
+        return every is None or (self.trainer.current_epoch + 1) % every == 0
+
+    def _sanity_check(self, validation: Evaluation) -> None:
+        """A few batches of validation, to find errors early. Leaves no trace: no metrics, no random numbers drawn."""
+        before = rng.get_state()
         self.trainer.sanity_checking = True
         self.hooks.call("on_sanity_check_start")
-        self.validation.run(self.trainer.num_sanity_val_steps)
+        validation.run(self.trainer.num_sanity_val_steps)
         self.hooks.call("on_sanity_check_end")
         self.trainer.sanity_checking = False
         for seen in (self.logs.callback_metrics, self.logs.logged_metrics, self.logs.progress_bar_metrics):
             seen.clear()
+        rng.set_state(before)
 
-    def _validate(self) -> None:
+    def _validate(self, between_steps: bool) -> None:
         assert self.validation is not None
+        if between_steps:
+            if self.hooks["on_validation_model_zero_grad"]:
+                self.hooks.call("on_validation_model_zero_grad")
+            else:
+                self.module.zero_grad()  # memory for the validation
         self.strategy.align_buffers(self.module)
         self.run_.stage(Stage.EVALUATING)
         self.validation.run()
         self.run_.stage(Stage.TRAINING)
         self.logs.mode = True
-
-
-def _loss_of(outputs: Any, module: LightningModule) -> Tensor:
-    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    if isinstance(loss, Tensor):
-        return loss
-    if outputs is None:
-        what = "nothing: is a `return loss` missing?"
-    elif isinstance(outputs, dict):
-        what = f'a dict without a tensor under "loss" (it has {sorted(map(str, outputs))})'
-    else:
-        what = f"a {type(outputs).__name__}"
-    raise ConfigurationError(
-        f"{type(module).__name__}.training_step returned {what}. It has to return the loss, or a dict with the loss "
-        'under "loss"'
-    )

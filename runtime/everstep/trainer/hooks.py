@@ -1,67 +1,103 @@
 """The hooks, in the order in which they are called. This list is the documentation of the loop.
 
-Each is a method of callbacks, with (trainer, module) before the arguments below, and of the module, with the
+A hook is a method of callbacks, with (trainer, module) before the arguments below, and of the module, with the
 arguments alone; callbacks come first, in their order. A table of those that are overridden is made once per Trainer
-call.
+call. (m): of the module only, (c): of callbacks only, (d): of the datamodule too, (t): of the datamodule where it
+overrides it, else of the module.
 
-    fit                      validate, test, predict (<stage>)     arguments
-    setup                    setup                                 stage
+    fit                              validate, test, predict (<stage>)     arguments
+    configure_callbacks (m)          configure_callbacks (m)
+    prepare_data (m, d)              prepare_data (m, d)                   on one process of each node
+    setup (d first)                  setup (d first)                       stage
+    configure_model (m)              configure_model (m)
+    configure_optimizers (m)
     on_fit_start
-    on_sanity_check_start                                          (callbacks only)
-      … on_validation_* …
-    on_sanity_check_end                                            (callbacks only)
-    on_train_start           on_<stage>_start
-    on_train_epoch_start     on_<stage>_epoch_start
-      on_train_batch_start     on_<stage>_batch_start              batch, batch_idx (, dataloader_idx)
-      training_step            <stage>_step
-      on_before_zero_grad                                          optimizer
-      on_before_backward                                           loss
-      on_after_backward
-      on_before_optimizer_step                                     optimizer
-      on_train_batch_end       on_<stage>_batch_end                outputs, batch, batch_idx (, dataloader_idx)
-      on_validation_start … on_validation_end, where due
-    on_train_epoch_end       on_<stage>_epoch_end
-    on_train_end             on_<stage>_end
+    on_sanity_check_start (c)
+      val_dataloader (t), then as a validation below
+    on_sanity_check_end (c)
+    train_dataloader (t)             <stage>_dataloader (t)
+                                     on_<stage>_model_eval (m)
+    on_train_start                   on_<stage>_start
+    on_train_epoch_start             on_<stage>_epoch_start
+      on_before_batch_transfer (t)     on_before_batch_transfer (t)        batch, dataloader_idx
+      transfer_batch_to_device (t)     transfer_batch_to_device (t)        batch, device, dataloader_idx
+      on_after_batch_transfer (t)      on_after_batch_transfer (t)         batch, dataloader_idx
+      on_train_batch_start             on_<stage>_batch_start              batch, batch_idx (, dataloader_idx)
+      optimizer_step (m)                                                   epoch, batch_idx, optimizer, closure of:
+        training_step (m)              <stage>_step (m)                    batch, batch_idx (, dataloader_idx)
+        on_before_zero_grad                                                optimizer
+        optimizer_zero_grad (m)                                            epoch, batch_idx, optimizer
+        on_before_backward                                                 loss
+        backward (m)                                                       loss
+        on_after_backward
+        on_before_optimizer_step                                           optimizer
+        configure_gradient_clipping (m)                                    optimizer, value, algorithm
+      lr_scheduler_step (m)                                                scheduler, metric
+      on_train_batch_end               on_<stage>_batch_end                outputs, batch, batch_idx (, dataloader_idx)
+      on_validation_model_zero_grad (m), a validation, where one is due
+    on_train_epoch_end               on_<stage>_epoch_end
+    on_train_end                     on_<stage>_end
+                                     on_<stage>_model_train (m)
     on_fit_end
-    teardown                 teardown                              stage
-    on_exception             on_exception                          exception (callbacks only)
+    teardown (d first)               teardown (d first)                    stage
+    on_exception (d too)             on_exception (d too)                  exception
 
-Beside them: on_save_checkpoint, on_load_checkpoint (a dict of tensors and JSON values), the callbacks' state_dict.
+Callbacks that `monitor` metrics hear on_train_epoch_end after the module. on_train_batch_start may return -1: the rest
+of the epoch is left out. Beside these: on_save_checkpoint, on_load_checkpoint (a dict of tensors and JSON values), the
+callbacks' state_dict.
+
+Where this differs from Lightning 2.6 (a test compares the sequences): what nobody overrides is not called, its work is
+done by the loop itself; on a resume the state comes back after on_fit_start (Lightning: the weights before it), and
+neither the sanity check nor a begun epoch's on_train_epoch_start is repeated.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 from everstep.callbacks.base import Callback
+from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
+from everstep.profilers import Profiler
 
 Listeners = tuple[Callable[..., Any], ...]
 
+STAGES = ("validation", "test", "predict")
 _EVALUATION = tuple(
     f"on_{stage}_{moment}"
-    for stage in ("validation", "test", "predict")
+    for stage in STAGES
     for moment in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
-_CALLBACKS_ONLY = ("on_sanity_check_start", "on_sanity_check_end", "on_exception")
+_OF_CALLBACKS = ("on_sanity_check_start", "on_sanity_check_end")
+_OF_THE_MODULE = tuple(f"on_{stage}_model_{mode}" for stage in STAGES for mode in ("eval", "train"))
+_OF_DATA_TOO = ("setup", "teardown", "on_exception")
 HOOKS = (
     "setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end",
     "on_train_start", "on_train_epoch_start", "on_train_batch_start",
     "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
-    "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end",
-    *_EVALUATION, "teardown", "on_exception",
+    "on_train_batch_end", "on_validation_model_zero_grad", "on_train_epoch_end", "on_train_end", "on_fit_end",
+    *_EVALUATION, *_OF_THE_MODULE, "teardown", "on_exception",
 )  # fmt: skip
+MONITORS = "on_train_epoch_end of callbacks that monitor metrics"
 
-#: Lightning's hooks that this version does not call. Overriding one is refused: it would be a silent no-op.
-NOT_CALLED = frozenset({
-    "optimizer_step", "optimizer_zero_grad", "backward", "lr_scheduler_step", "configure_gradient_clipping",
-    "configure_model", "configure_sharded_model", "configure_callbacks", "manual_backward",
-    "on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer",
-    "on_validation_model_eval", "on_validation_model_train", "on_validation_model_zero_grad",
-    "on_test_model_eval", "on_test_model_train", "on_predict_model_eval", "on_predict_model_train",
-    "training_epoch_end", "validation_epoch_end", "test_epoch_end", "training_step_end",
-})  # fmt: skip
+#: Hooks of older Lightnings that are gone in 2.6, and what took their place. Defining one would be a silent no-op.
+GONE = {
+    "training_epoch_end": "on_train_epoch_end",
+    "validation_epoch_end": "on_validation_epoch_end",
+    "test_epoch_end": "on_test_epoch_end",
+    "training_step_end": "on_train_batch_end, or training_step itself",
+    "validation_step_end": "on_validation_batch_end, or validation_step itself",
+    "test_step_end": "on_test_batch_end, or test_step itself",
+    "configure_sharded_model": "configure_model",
+    "on_batch_start": "on_train_batch_start",
+    "on_batch_end": "on_train_batch_end",
+    "on_epoch_start": "on_train_epoch_start",
+    "on_epoch_end": "on_train_epoch_end",
+    "on_pretrain_routine_start": "on_fit_start",
+    "on_pretrain_routine_end": "on_fit_start",
+}
 
 
 class Hooks:
@@ -70,22 +106,31 @@ class Hooks:
     def __init__(self, trainer: Any, module: LightningModule, callbacks: Iterable[Callback], datamodule: Any) -> None:
         """
         Raises:
-            ConfigurationError: a hook is overridden that is never called.
+            ConfigurationError: a hook is defined that is never called.
         """
         callbacks = tuple(callbacks)
         for owner in (module, *callbacks, *([datamodule] if datamodule is not None else [])):
-            _refuse_uncalled(owner)
-        self._table: dict[str, Listeners] = {}
+            _refuse_gone(owner)
+        profiler: Profiler = trainer.profiler
+        timed = profiler.timed
+
+        def of_callback(callback: Callback, name: str) -> Callable[..., Any]:
+            bound: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
+            return profiler.timed(f"[Callback]{callback.state_key}.{name}", bound)
+
+        self._table: dict[str, Listeners] = {MONITORS: ()}
         for name in HOOKS:
-            heard: list[Callable[..., Any]] = [
-                partial(getattr(callback, name), trainer, module)
-                for callback in callbacks
-                if _overridden(callback, name, Callback)
-            ]
-            if name in ("setup", "teardown") and datamodule is not None:
-                heard.append(getattr(datamodule, name))
-            if name not in _CALLBACKS_ONLY and _overridden(module, name, LightningModule):
-                heard.append(getattr(module, name))
+            listening = [c for c in callbacks if _overridden(c, name, Callback)]
+            heard = [] if name in _OF_THE_MODULE else [
+                of_callback(c, name) for c in listening if not (c.monitors and name == "on_train_epoch_end")
+            ]  # fmt: skip
+            if name in _OF_DATA_TOO and datamodule is not None and _overridden(datamodule, name, LightningDataModule):
+                data = timed(f"[LightningDataModule]{type(datamodule).__name__}.{name}", getattr(datamodule, name))
+                heard.insert(0, data)
+            if name not in _OF_CALLBACKS and _overridden(module, name, LightningModule):
+                heard.append(timed(f"[LightningModule]{type(module).__name__}.{name}", getattr(module, name)))
+            if name == "on_train_epoch_end":
+                self._table[MONITORS] = tuple(of_callback(c, name) for c in listening if c.monitors)
             self._table[name] = tuple(heard)
 
     def __getitem__(self, name: str) -> Listeners:
@@ -96,9 +141,9 @@ class Hooks:
             listener(*args)
 
 
-def overridden(module: LightningModule, name: str) -> bool:
+def overridden(owner: LightningModule | LightningDataModule, name: str) -> bool:
     """Does the user's class (or the instance) define this method?"""
-    return _overridden(module, name, LightningModule)
+    return _overridden(owner, name, LightningModule if isinstance(owner, LightningModule) else LightningDataModule)
 
 
 def _overridden(owner: object, name: str, base: type) -> bool:
@@ -106,10 +151,18 @@ def _overridden(owner: object, name: str, base: type) -> bool:
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name, None)
 
 
-def _refuse_uncalled(owner: object) -> None:
-    for name in sorted(NOT_CALLED):
+def positional(function: Callable[..., Any]) -> int:
+    """How many positional arguments a function takes; with *args: two."""
+    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        return 2
+    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+
+
+def _refuse_gone(owner: object) -> None:
+    for name, instead in GONE.items():
         if name in vars(owner) or hasattr(type(owner), name):
             raise ConfigurationError(
-                f"{type(owner).__name__} overrides {name}, which this version of Everstep never calls: "
-                "remove it, or do its work in a hook that is called (everstep/trainer/hooks.py lists them)"
+                f"{type(owner).__name__} defines {name}, which is never called: Lightning 2 has removed it. Move its "
+                f"work to {instead}"
             )

@@ -25,6 +25,7 @@ class Logs:
         self.logged_metrics: dict[str, float] = {}
         self.progress_bar_metrics: dict[str, Tensor] = {}
         self.mode: bool | None = None  # True: on_step by default, False: on_epoch, None: no call is running
+        self.evaluating = False
         self.samples = 1  # of the present batch: the default weight
         self.suffix = ""  # of the present dataloader, if there are several
         self._named: dict[str, _Named] = {}
@@ -149,11 +150,13 @@ class Logs:
     def begin_evaluation(self) -> "dict[str, _Named]":
         """Keep an evaluation's values apart from those of the epoch around it. Give the result to `end_evaluation`."""
         outer = self._named
+        self.evaluating = True
         self.begin_epoch()
         return outer
 
     def end_evaluation(self, outer: "dict[str, _Named]") -> None:
         self._named, self._step, self.suffix = outer, {}, ""
+        self.evaluating = False
 
     def _agree_on_names(self) -> None:
         """A rank that got no batch of a small evaluation has logged nothing: it learns the names from rank 0."""

@@ -1,43 +1,48 @@
-"""What `configure_optimizers` may return, made one: an optimizer and its schedulers."""
+"""What `configure_optimizers` may return, made one: optimizers and their schedulers."""
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
+from everstep.trainer.hooks import overridden
+
+if TYPE_CHECKING:
+    from everstep.trainer.trainer import Trainer
 
 
 @dataclass
 class SchedulerConfig:
-    """A learning-rate scheduler and when it steps."""
+    """A learning-rate scheduler and when it steps. The fields are the keys of a scheduler dict."""
 
-    scheduler: LRScheduler
+    scheduler: Any
     interval: str = "epoch"  # or "step"
     frequency: int = 1  # every so many of the interval
     monitor: str | None = None  # the metric that ReduceLROnPlateau looks at
     strict: bool = True  # a missing metric is an error
-    plateau: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.plateau = isinstance(self.scheduler, ReduceLROnPlateau)
+    name: str | None = None  # under which LearningRateMonitor logs
+    reduce_on_plateau: bool = False  # it is stepped with the metric, after validation
+    take_step: Callable[[Any, Any], None] = field(default_factory=lambda: _step, repr=False)
 
     def step(self, metrics: Mapping[str, Tensor]) -> None:
         """
         Raises:
             ConfigurationError: the monitored metric was never logged.
         """
-        if not self.plateau:
-            self.scheduler.step()
+        if not self.reduce_on_plateau:
+            self.take_step(self.scheduler, None)
             return
         assert self.monitor is not None
         if self.monitor in metrics:
-            self.scheduler.step(float(metrics[self.monitor]))  # type: ignore[arg-type]
+            self.take_step(self.scheduler, metrics[self.monitor])
         elif self.strict:
             known = ", ".join(sorted(metrics)) or "nothing yet"
             raise ConfigurationError(
@@ -46,32 +51,61 @@ class SchedulerConfig:
             )
 
 
-def configure(module: LightningModule) -> tuple[list[Optimizer], list[SchedulerConfig]]:
-    """The module's optimizer (a list of one) and schedulers.
+def _step(scheduler: Any, metric: Any) -> None:
+    if metric is None:
+        scheduler.step()
+    else:
+        scheduler.step(float(metric))
+
+
+class NoOptimizer(Optimizer):
+    """Of a module whose configure_optimizers returned None: changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([torch.zeros(0)], {})
+
+    def step(self, closure: Any = None) -> Any:
+        return closure() if closure is not None else None
+
+
+def configure(module: LightningModule, trainer: "Trainer") -> tuple[list[Optimizer], list[SchedulerConfig]]:
+    """The module's optimizers and schedulers, as its strategy sets them up.
 
     Raises:
         ConfigurationError: configure_optimizers is missing or returned something else.
     """
-    returned = module.configure_optimizers()
-    optimizers, schedulers = _parts(returned, type(module).__name__)
-    if len(optimizers) != 1:
+    who = type(module).__name__
+    if not overridden(module, "configure_optimizers"):
         raise ConfigurationError(
-            f"{type(module).__name__}.configure_optimizers returned {len(optimizers)} optimizers: automatic "
-            "optimisation takes one; give it parameter groups"
+            f"{who} has no configure_optimizers: define it, and return an optimizer such as "
+            "torch.optim.Adam(self.parameters())"
         )
-    configs = [_config(scheduler) for scheduler in schedulers]
+    returned = module.configure_optimizers()
+    if returned is None:
+        warnings.warn(
+            f"{who}.configure_optimizers returned None: nothing is trained. Is a `return optimizer` missing?",
+            stacklevel=2,
+        )
+        returned = NoOptimizer()
+    optimizers, schedulers = _parts(returned, who)
+    custom_step = module.lr_scheduler_step if overridden(module, "lr_scheduler_step") else None
+    configs = [_config(scheduler, custom_step) for scheduler in schedulers]
     for config in configs:
-        if config.scheduler.optimizer not in optimizers:
+        of = getattr(config.scheduler, "optimizer", None)
+        if of is not None and not any(of is optimizer for optimizer in optimizers):
             raise ConfigurationError(f"{type(config.scheduler).__name__} is of an optimizer that was not returned")
-    return optimizers, configs
+    return trainer.strategy.setup_optimizers(module, optimizers), configs
 
 
 def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
     if isinstance(returned, Optimizer):
         return [returned], []
     if isinstance(returned, Mapping) and isinstance(returned.get("optimizer"), Optimizer):
-        _known_keys(returned, ("optimizer", "lr_scheduler"), "configure_optimizers")
+        _known_keys(returned, ("optimizer", "lr_scheduler", "monitor"), "configure_optimizers")
         scheduler = returned.get("lr_scheduler")
+        if scheduler is not None and returned.get("monitor") is not None:  # may stand beside the scheduler as well
+            more = scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
+            scheduler = {"monitor": returned["monitor"], **more}
         return [returned["optimizer"]], [] if scheduler is None else [scheduler]
     if isinstance(returned, list | tuple) and returned:
         first = returned[0]
@@ -86,28 +120,36 @@ def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
             return optimizers, schedulers
     what = "nothing" if returned is None else f"a {type(returned).__name__}"
     raise ConfigurationError(
-        f"{who}.configure_optimizers returned {what}: it has to be an optimizer, a list with one, (optimizers, "
-        'schedulers), or {"optimizer": …, "lr_scheduler": …}'
+        f"{who}.configure_optimizers returned {what}: it has to be an optimizer, a list of them, (optimizers, "
+        'schedulers), None, or {"optimizer": …, "lr_scheduler": …}'
     )
 
 
-def _config(scheduler: Any) -> SchedulerConfig:
-    if isinstance(scheduler, Mapping):
-        _known_keys(scheduler, ("scheduler", "interval", "frequency", "monitor", "strict"), "the lr_scheduler dict")
-        if "scheduler" not in scheduler:
-            raise ConfigurationError('the lr_scheduler dict has no "scheduler"')
-        config = SchedulerConfig(**scheduler) if isinstance(scheduler["scheduler"], LRScheduler) else None
-    else:
-        config = SchedulerConfig(scheduler) if isinstance(scheduler, LRScheduler) else None
-    if config is None:
-        raise ConfigurationError("a learning-rate scheduler has to be one of torch.optim.lr_scheduler")
+def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None) -> SchedulerConfig:
+    keys = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
+    known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
+    _known_keys(keys, known, "the lr_scheduler dict")
+    if "scheduler" not in keys:
+        raise ConfigurationError('the lr_scheduler dict has no "scheduler"')
+    given = keys["scheduler"]
+    if not isinstance(given, LRScheduler):
+        stateful = all(hasattr(given, method) for method in ("step", "state_dict", "load_state_dict"))
+        if not (stateful and custom_step is not None):
+            raise ConfigurationError(
+                f"a {type(given).__name__} is none of torch.optim.lr_scheduler: give one of those, or an object with "
+                "step, state_dict and load_state_dict, and define lr_scheduler_step(scheduler, metric)"
+            )
+    keys["reduce_on_plateau"] = keys.get("reduce_on_plateau", False) or isinstance(given, ReduceLROnPlateau)
+    config = SchedulerConfig(**keys)
+    if custom_step is not None:
+        config.take_step = custom_step
     if config.interval not in ("epoch", "step"):
         raise ConfigurationError(f'the lr_scheduler\'s interval is {config.interval!r}: it has to be "epoch" or "step"')
     if not isinstance(config.frequency, int) or config.frequency < 1:
         raise ConfigurationError(
             f"the lr_scheduler's frequency is {config.frequency!r}: it has to be a whole number from 1"
         )
-    if config.plateau and config.monitor is None:
+    if config.reduce_on_plateau and config.monitor is None:
         raise ConfigurationError(
             'ReduceLROnPlateau needs a metric: return {"optimizer": …, "lr_scheduler": {"scheduler": …, "monitor": '
             '"val_loss"}}'

@@ -228,10 +228,15 @@ class Run:
             save(True)
             raise Stopped(f"saved at step {self.steps_before + step - 1} and stopped, as was asked for")
 
-    def due(self, step: int) -> bool:
-        """Is a checkpoint due after `step` finished steps of this call?"""
+    def due(self, step: int, saved: int) -> bool:
+        """Is a checkpoint due after `step` finished steps of this call? The last one was made after `saved` (-1: none).
+
+        A batch may take several steps, with several optimizers: it is enough that a multiple lies behind.
+        """
         every = self._checkpoints.every_steps if self._checkpoints is not None else None
-        return every is not None and step > 0 and (self.steps_before + step) % every == 0
+        if every is None or step <= 0 or step == saved:
+            return False
+        return (self.steps_before + step) // every > (self.steps_before + max(saved, 0)) // every
 
     @property
     def keeps_checkpoints(self) -> bool:

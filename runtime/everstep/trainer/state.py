@@ -4,6 +4,7 @@ A run's recovery checkpoint holds it in shards, a `.ckpt` file whole; a resume t
 """
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from everstep.checkpoint.ckpt import FORMAT, LIGHTNING_LAYOUT
@@ -32,8 +33,8 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
         "epoch": epoch,
         "global_step": trainer.global_step,
         "pytorch-lightning_version": LIGHTNING_LAYOUT,
-        "state_dict": dict(module.state_dict()),
-        "loops": _loops(epoch, rounds, last, trainer.global_step),
+        "state_dict": trainer.strategy.model_state(module),
+        "loops": _loops(epoch, rounds, last, trainer.global_step, trainer.batches_that_stepped),
         "everstep": {"format": FORMAT, "version": _version()},
     }
     if not weights_only:
@@ -48,6 +49,9 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                     "first_step": fit.first_step,
                     "epoch": trainer.current_epoch,
                     "position": fit.position,
+                    "batches_that_stepped": trainer.batches_that_stepped,
+                    "earlier_rounds": fit.earlier_rounds,
+                    "passed": fit.stopping.passed,
                     "source": fit.source.state(),
                     "world_size": trainer.strategy.world_size,
                 },
@@ -55,6 +59,9 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                 "loggers": [logger.state_dict() for logger in trainer.logs.loggers],
                 "metrics": dict(trainer.logs.callback_metrics),
             }
+            precision = trainer.precision_plugin.state_dict()
+            if precision:
+                checkpoint[type(trainer.precision_plugin).__qualname__] = precision
     dump_hparams(checkpoint, module, trainer.datamodule)
     if trainer.datamodule is not None:
         state = trainer.datamodule.state_dict()
@@ -83,27 +90,39 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
         fit.seed = checkpoint["everstep"]["seed"]
         fit.first_step, fit.position = own["first_step"], own["position"]
         trainer.current_epoch = own["epoch"]
+        trainer.batches_that_stepped, fit.earlier_rounds = own["batches_that_stepped"], own["earlier_rounds"]
+        fit.stopping.resume(own["passed"])
     else:
         fit.first_step, (trainer.current_epoch, batches) = 0, _lightnings_place(checkpoint)
         fit.position = fit.source.position_of(batches)
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        stepped = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", checkpoint["global_step"])
+        trainer.batches_that_stepped, fit.earlier_rounds = stepped, trainer.current_epoch * (fit.source.rounds or 0)
     trainer.global_step = checkpoint["global_step"]
     load_module(trainer, checkpoint)
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    parts: tuple[tuple[str, list[Any], list[Tree]], ...] = (
-        ("optimizers", list(trainer.optimizers), checkpoint["optimizer_states"]),
-        ("learning-rate schedulers", list(schedulers), checkpoint["lr_schedulers"]),
+    parts: tuple[tuple[str, list[Any], list[Tree], Callable[[Any, Tree], Any]], ...] = (
+        ("optimizers", list(trainer.optimizers), checkpoint["optimizer_states"], trainer.strategy.load_optimizer_state),
+        ("learning-rate schedulers", list(schedulers), checkpoint["lr_schedulers"], _load),
     )
-    for what, owners, states in parts:
+    for what, owners, states, put in parts:
         if len(owners) != len(states):
             raise ConfigurationError(
                 f"the checkpoint has {len(states)} {what}, configure_optimizers returned {len(owners)}: give the same "
                 "ones, or load the weights alone with load_from_checkpoint"
             )
         for owner, state in zip(owners, states, strict=True):
-            owner.load_state_dict(state)
+            put(owner, state)
+    precision = checkpoint.get(type(trainer.precision_plugin).__qualname__)
+    if precision is not None:
+        trainer.precision_plugin.load_state_dict(precision)
     for logger, state in zip(trainer.logs.loggers, checkpoint.get("everstep", {}).get("loggers", ()), strict=False):
         logger.load_state_dict(state)
     trainer.logs.callback_metrics.update(checkpoint.get("everstep", {}).get("metrics", {}))
+
+
+def _load(owner: Any, state: Tree) -> None:
+    owner.load_state_dict(state)
 
 
 def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
@@ -113,7 +132,7 @@ def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
     if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
     module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint["state_dict"], module.strict_loading)
+    load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy.load_model_state)
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, module, checkpoint)
@@ -122,8 +141,13 @@ def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
             callback.load_state_dict(state)
 
 
-def load_weights(module: LightningModule, state: Tree, strict: bool = True) -> None:
+def load_weights(
+    module: LightningModule, state: Tree, strict: bool = True, put: Callable[..., None] | None = None
+) -> None:
     """
+    Args:
+        put: (module, state, strict): the strategy's way; default: the module's own.
+
     Raises:
         ConfigurationError: the checkpoint is of another model; names what is missing, unexpected or of another shape.
     """
@@ -144,7 +168,10 @@ def load_weights(module: LightningModule, state: Tree, strict: bool = True) -> N
             "changed? Take the change back, load what fits with strict=False (or strict_loading = False in the "
             "module), or begin anew"
         )
-    module.load_state_dict(state, strict=strict)
+    if put is None:
+        module.load_state_dict(state, strict=strict)
+    else:
+        put(module, state, strict)
 
 
 def _some(names: list[str], most: int = 6) -> str:
@@ -177,7 +204,7 @@ def _lightnings_place(checkpoint: Tree) -> tuple[int, int]:
     return checkpoint["epoch"], done
 
 
-def _loops(epoch: int, rounds: int, last: bool, steps: int) -> Tree:
+def _loops(epoch: int, rounds: int, last: bool, steps: int, batches_that_stepped: int) -> Tree:
     def progress(count: int, *more: str) -> Tree:
         numbers = dict.fromkeys(("ready", "completed", *more), count)
         return {"total": dict(numbers), "current": numbers}
@@ -189,7 +216,7 @@ def _loops(epoch: int, rounds: int, last: bool, steps: int) -> Tree:
         "fit_loop": {
             "state_dict": {},
             "epoch_progress": {"total": dict(epochs), "current": epochs},
-            "epoch_loop.state_dict": {"_batches_that_stepped": steps},
+            "epoch_loop.state_dict": {"_batches_that_stepped": batches_that_stepped},
             "epoch_loop.batch_progress": {**progress(rounds, *batch), "is_last_batch": last},
             "epoch_loop.scheduler_progress": progress(steps),
             "epoch_loop.automatic_optimization.state_dict": {},

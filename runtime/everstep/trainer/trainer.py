@@ -1,11 +1,8 @@
 """Trainer: fit, validate, test, predict."""
 
-import inspect
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,17 +12,23 @@ from everstep import seed
 from everstep.callbacks import Callback, ProgressBar
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
-from everstep.loggers import CSVLogger, Logger
+from everstep.loggers import CSVLogger, DummyLogger, Logger
 from everstep.module import LightningModule
 from everstep.precision import Precision
+from everstep.profilers import Profiler
 from everstep.strategies import DDPStrategy, Strategy
+from everstep.trainer import arguments
+from everstep.trainer.clock import Duration, seconds
 from everstep.trainer.evaluate import Evaluation, Stage
 from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
+from everstep.trainer.loaders import Loaders
 from everstep.trainer.logs import Logs
+from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
 from everstep.trainer.state import load_module
+from everstep.trainer.transfer import transfer
 from everstep_protocol.messages import Stage as BoardStage
 
 State = Literal["fit", "validate", "test", "predict"]
@@ -40,19 +43,36 @@ class Trainer:
         devices: ranks on this machine: 1, or what the launcher started; "auto" takes what there is.
         strategy: "auto" (DDP if a launcher started several ranks), "ddp", or a Strategy.
         precision: 32, "32" or "32-true".
-        logger: True: a CSVLogger in default_root_dir; False or None: none; or a Logger, or several.
+        num_nodes: for scripts that give it; it has to be what the launcher started.
+        plugins: a Precision or a Strategy, or a list of such, as another way to give them.
+        logger: True: a CSVLogger in default_root_dir; False: none; or a Logger, or several.
+        enable_logging: False: logger=False.
         callbacks: called in this order; a progress bar comes last.
-        max_epochs: stop after so many; -1: never. Default: 1000, if max_steps is not given either.
+        max_epochs: stop after so many; -1: never. Default: 1000, if no other end is given.
         max_steps: stop after so many optimizer steps; -1: never.
-        limit_*_batches: an int: at most so many batches a rank; a float: that part of them.
-        val_check_interval: a float: validate so many times 1/x an epoch; an int: every so many batches.
-        check_val_every_n_epoch: validate only in every n-th epoch.
-        num_sanity_val_steps: batches of validation before a fit starts, to find errors early; -1: all.
-        log_every_n_steps: step values go to the loggers every so many optimizer steps.
+        max_time: stop after so long: "DD:HH:MM:SS", a timedelta or a dict of its arguments. Earlier lives count.
+        min_epochs, min_steps: do not let `should_stop` end the fit earlier.
+        limit_*_batches: an int: at most so many batches a rank; a float: that part of them; 0: none.
+        overfit_batches: train and validate on so many batches, always the same ones, not shuffled; 0: off.
+        fast_dev_run: True or a number: run every loop for 1 or so many batches, without loggers and sanity check.
+        val_check_interval: a float: validate so many times 1/x an epoch; an int: every so many batches; or a time.
+        check_val_every_n_epoch: validate only in every n-th epoch; None: val_check_interval counts across epochs.
+        num_sanity_val_steps: batches of validation before a fit starts, to find errors early; -1: all. Default: 2.
+        log_every_n_steps: step values go to the loggers every so many optimizer steps; default: 50.
         accumulate_grad_batches: batches in one optimizer step.
-        gradient_clip_val: clip gradients to that norm or value (`gradient_clip_algorithm`: "norm" or "value").
+        gradient_clip_val: clip gradients to that norm or value (`gradient_clip_algorithm`: "norm", the default, or
+            "value").
         deterministic: True: only deterministic algorithms of torch; "warn": warn about others; None: as torch is set.
+        benchmark: let cuDNN choose its fastest algorithms by trying; loses against `deterministic`.
+        inference_mode: evaluate under torch.inference_mode; False: under torch.no_grad.
+        use_distributed_sampler: divide the data over the ranks; False: the loaders do so themselves.
+        reload_dataloaders_every_n_epochs: ask for the loaders again after so many epochs; 0: never.
+        profiler: a Profiler, or None.
+        detect_anomaly: torch's anomaly detection while training: names the operation behind a NaN gradient. Slow.
+        barebones: everything off that costs time, also self.log: for measuring the bare loop.
         enable_progress_bar: on rank 0.
+        enable_autolog_hparams: give the hyper-parameters to the loggers when a call begins.
+        model_registry: not supported.
         default_root_dir: where files go; default: the current folder.
         run: for tests: the run, instead of the one that the environment tells of.
 
@@ -65,80 +85,162 @@ class Trainer:
         self,
         *,
         accelerator: str = "auto",
-        devices: int | str = "auto",
+        devices: int | str | list[int] = "auto",
         strategy: str | Strategy = "auto",
         precision: int | str | Precision = "32-true",
+        num_nodes: int = 1,
+        plugins: Any = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
+        enable_logging: bool | None = None,
         callbacks: Callback | Iterable[Callback] | None = None,
+        fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
+        min_epochs: int | None = None,
         max_steps: int = -1,
-        limit_train_batches: int | float = 1.0,
-        limit_val_batches: int | float = 1.0,
-        limit_test_batches: int | float = 1.0,
-        limit_predict_batches: int | float = 1.0,
-        val_check_interval: int | float = 1.0,
-        check_val_every_n_epoch: int = 1,
-        num_sanity_val_steps: int = 2,
-        log_every_n_steps: int = 50,
+        min_steps: int | None = None,
+        max_time: Duration | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        overfit_batches: int | float = 0.0,
+        val_check_interval: int | float | Duration | None = None,
+        check_val_every_n_epoch: int | None = 1,
+        num_sanity_val_steps: int | None = None,
+        log_every_n_steps: int | None = None,
+        enable_progress_bar: bool | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str = "norm",
+        gradient_clip_algorithm: Literal["norm", "value"] | None = None,
         deterministic: bool | Literal["warn"] | None = None,
-        enable_progress_bar: bool = True,
+        benchmark: bool | None = None,
+        inference_mode: bool = True,
+        use_distributed_sampler: bool = True,
+        profiler: Profiler | None = None,
+        detect_anomaly: bool = False,
+        barebones: bool = False,
+        reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | os.PathLike[str] | None = None,
+        enable_autolog_hparams: bool = True,
+        model_registry: str | None = None,
         run: Run | None = None,
         **unknown: Any,
     ) -> None:
         if unknown:
-            raise TypeError(_unknown(next(iter(unknown))))
+            raise TypeError(arguments.unknown(next(iter(unknown)), Trainer.__init__))
+        arguments.check(locals())
         self.run = run or process_run()
         environment = self.run.environment
         seed.ensure_seeded(environment)
-        _check_numbers(locals())
+        for plugin in plugins if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []:
+            if isinstance(plugin, Precision):
+                precision = plugin
+            elif isinstance(plugin, Strategy):
+                strategy = plugin
+            else:
+                raise ConfigurationError(
+                    f"plugins has a {type(plugin).__name__}: give a Precision or a Strategy. Environments are "
+                    "recognised, and where checkpoints go is said by checkpoint.uri"
+                )
         if accelerator not in ("auto", "cpu"):
             raise ConfigurationError(f'accelerator={accelerator!r} is not known here: give "cpu" or "auto"')
         if precision not in (32, "32", "32-true") and not isinstance(precision, Precision):
             raise ConfigurationError(f"precision={precision!r} is not known here: give 32 or a Precision")
-        if gradient_clip_algorithm not in ("norm", "value"):
-            raise ConfigurationError(f'gradient_clip_algorithm={gradient_clip_algorithm!r}: give "norm" or "value"')
-        if deterministic is not None:
-            torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         _check_devices(devices, environment.local_world_size if environment.launched else None)
         self.strategy = _strategy(strategy, environment.world_size)
         self.strategy.environment = environment
-        self.precision = precision if isinstance(precision, Precision) else Precision()
+        self.precision_plugin = precision if isinstance(precision, Precision) else Precision()
+        self._set_algorithms(deterministic, benchmark)
+        self.profiler = profiler or Profiler()
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
-        self.max_epochs = (1000 if max_steps == -1 else -1) if max_epochs is None else max_epochs
-        self.max_steps = max_steps
-        self.limit_train_batches = limit_train_batches
-        self.limit_val_batches = limit_val_batches
-        self.limit_test_batches = limit_test_batches
-        self.limit_predict_batches = limit_predict_batches
-        self.val_check_interval = val_check_interval
+
+        endless = max_steps != -1 or max_time is not None
+        self.max_epochs = (-1 if endless else 1000) if max_epochs is None else max_epochs
+        self.min_epochs = min_epochs or 0
+        self.max_steps, self.min_steps = max_steps, min_steps or 0
+        self.max_seconds = seconds(max_time, "max_time") if max_time is not None else None
+        self.limit_train_batches = 1.0 if limit_train_batches is None else limit_train_batches
+        self.limit_val_batches = 1.0 if limit_val_batches is None else limit_val_batches
+        self.limit_test_batches = 1.0 if limit_test_batches is None else limit_test_batches
+        self.limit_predict_batches = 1.0 if limit_predict_batches is None else limit_predict_batches
+        self.overfit_batches = overfit_batches
+        if overfit_batches:
+            self.limit_train_batches = self.limit_val_batches = overfit_batches
+        self.val_check_interval, self.val_check_seconds = arguments.interval(val_check_interval)
         self.check_val_every_n_epoch = check_val_every_n_epoch
-        self.num_sanity_val_steps = num_sanity_val_steps
-        self.log_every_n_steps = log_every_n_steps
+        self.num_sanity_val_steps = 2 if num_sanity_val_steps is None else num_sanity_val_steps
+        self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm = gradient_clip_algorithm
+        self.gradient_clip_algorithm: Literal["norm", "value"] = gradient_clip_algorithm or "norm"
+        self.inference_mode = inference_mode
+        self.use_distributed_sampler = use_distributed_sampler
+        self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
+        self.detect_anomaly = detect_anomaly
+        self.barebones = barebones
+        self.enable_autolog_hparams = enable_autolog_hparams
+        self.fast_dev_run = fast_dev_run
+        if barebones:
+            enable_progress_bar, logger, self.num_sanity_val_steps, self.log_every_n_steps = False, False, 0, 0
+        if enable_logging is False:
+            logger = False
         self.loggers = _loggers(True if logger is None else logger, self.default_root_dir)
+        if fast_dev_run:
+            self._only_try_out(int(fast_dev_run))
         self.has_loggers = bool(self.loggers)
         self.callbacks: list[Callback] = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         _check_callbacks(self.callbacks)
-        if enable_progress_bar and self.is_global_zero and not any(isinstance(c, ProgressBar) for c in self.callbacks):
+        bar = enable_progress_bar is not False
+        if bar and self.is_global_zero and not any(isinstance(c, ProgressBar) for c in self.callbacks):
             self.callbacks.append(ProgressBar())
         self.logs = Logs(self.strategy, self.loggers if self.is_global_zero else [])
 
         self.state: State | None = None  # of the Trainer call that is running
         self.sanity_checking = False
         self.should_stop = False  # set it on every rank, and the fit ends after the present step
-        self.global_step = 0  # optimizer steps finished
+        self.global_step = 0  # optimizer steps finished, of all optimizers
+        self.batches_that_stepped = 0  # windows of batches finished: what loggers count
         self.current_epoch = 0  # epochs finished
         self.num_training_batches: int | float = 0  # of a rank in an epoch
+        self.num_batches: dict[Stage, list[int | float]] = {"validation": [], "test": [], "predict": []}
+        self.train_dataloader: Any = None  # as they were given
+        self.val_dataloaders: Any = None
+        self.test_dataloaders: Any = None
+        self.predict_dataloaders: Any = None
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.lightning_optimizers: list[LightningOptimizer] = []
         self.lr_scheduler_configs: list[SchedulerConfig] = []
+        self.optimization: Automatic | Manual
         self.lightning_module: LightningModule | None = None
         self.datamodule: LightningDataModule | None = None
+        self.predictions: list[list[Any]] = []  # of a prediction that is running or was the last, by loader
+        self.prediction_indices: list[list[list[int] | None]] = []  # of their samples in the datasets, where known
+        self._fit: Fit | None = None
+
+    def _set_algorithms(self, deterministic: bool | Literal["warn"] | None, benchmark: bool | None) -> None:
+        if deterministic is not None:
+            torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
+        if deterministic:
+            # cuBLAS sums in a fixed order only with a workspace of its own.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            if benchmark:
+                warnings.warn(
+                    "deterministic and benchmark are both on, but algorithms that are chosen by trying differ from run "
+                    "to run: benchmark stays off",
+                    stacklevel=3,
+                )
+            benchmark = False
+        if benchmark is not None:
+            torch.backends.cudnn.benchmark = benchmark
+
+    def _only_try_out(self, batches: int) -> None:
+        """fast_dev_run: a few batches of everything, and nothing is written."""
+        self.limit_train_batches = self.limit_val_batches = batches
+        self.limit_test_batches = self.limit_predict_batches = batches
+        self.max_epochs, self.max_steps, self.max_seconds = 1, batches, None
+        self.num_sanity_val_steps = 0
+        self.val_check_interval, self.val_check_seconds, self.check_val_every_n_epoch = 1.0, None, 1
+        self.loggers = [DummyLogger()] if self.loggers else []
 
     # The four verbs.
 
@@ -152,23 +254,33 @@ class Trainer:
         """Train. After a restart of the script: resume, or return at once if this call was completed before.
 
         Args:
-            train_dataloaders: a DataLoader (or a datamodule); default: the datamodule's or the module's.
-            val_dataloaders: a DataLoader or a list of them; default likewise. Used if there is a validation_step.
+            train_dataloaders: a DataLoader, a list, tuple or dict of them (read together; a CombinedLoader says how),
+                or a datamodule; default: the datamodule's or the module's.
+            val_dataloaders: a DataLoader, or a list or dict of them; default likewise. Used if there is a
+                validation_step.
         """
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
+        if val_dataloaders is not None and datamodule is not None:
+            raise ConfigurationError("both val_dataloaders and a datamodule are given: give one of them")
+        _check_module(model)
         if not overridden(model, "training_step"):
             raise ConfigurationError(
                 f"{type(model).__name__} has no training_step: define training_step(batch, batch_idx)"
             )
 
+        given = {"train_dataloader": train_dataloaders, "val_dataloader": val_dataloaders}
+
         def work(hooks: Hooks, begun: Begun) -> Any:
             run_seed = int(self.strategy.broadcast(str(seed.run_seed())))  # one order of the data for all ranks
-            loader = _loader("train_dataloader", train_dataloaders, model, datamodule)
-            validation = self._validation(model, hooks, val_dataloaders, datamodule, run_seed)
-            fit = Fit(self, model, hooks, loader, validation, begun.restored, run_seed)
-            fit.run()
+            loaders = Loaders(model, datamodule, given)
+            fit = self._fit = Fit(
+                self, model, hooks, loaders, transfer(self, model, datamodule), begun.restored, run_seed
+            )
+            with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
+                fit.run()
             result = {
                 "global_step": self.global_step,
+                "batches_that_stepped": self.batches_that_stepped,
                 "current_epoch": self.current_epoch,
                 "metrics": {name: float(value) for name, value in self.logs.callback_metrics.items()},
                 "loggers": [logger.state_dict() for logger in self.logs.loggers],
@@ -179,52 +291,90 @@ class Trainer:
         self._call("fit", model, datamodule, work)
 
     def validate(
-        self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
     ) -> list[dict[str, float]]:
-        """One pass over the validation loaders; returns the logged epoch values of each."""
-        metrics: list[dict[str, float]] = self._evaluate("validate", model, "val_dataloader", dataloaders, datamodule)
+        """One pass over the validation loaders; returns the logged epoch values of each.
+
+        Args:
+            model: default: that of the call before. dataloaders: a DataLoader, a list or dict of them, or a datamodule;
+                default: the datamodule's or the module's. verbose: print the values on rank 0.
+        """
+        metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule)
+        if verbose:
+            self._print_metrics("validate", metrics)
         return metrics
 
     def test(
-        self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        verbose: bool = True,
+        datamodule: LightningDataModule | None = None,
     ) -> list[dict[str, float]]:
-        """One pass over the test loaders; returns the logged epoch values of each."""
-        metrics: list[dict[str, float]] = self._evaluate("test", model, "test_dataloader", dataloaders, datamodule)
+        """One pass over the test loaders; returns the logged epoch values of each. Arguments as of `validate`."""
+        metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule)
+        if verbose:
+            self._print_metrics("test", metrics)
         return metrics
 
     def predict(
-        self, model: LightningModule, dataloaders: Any = None, *, datamodule: LightningDataModule | None = None
-    ) -> list[Any]:
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool = True,
+    ) -> Any:
         """What predict_step returned for each batch of this rank; a list of such lists for several loaders.
 
         A prediction changes nothing and may be large: it is not recorded, a restarted script makes it again.
+
+        Args:
+            return_predictions: False: keep nothing and return None; callbacks have seen each batch.
         """
-        outputs: list[list[Any]] = self._evaluate("predict", model, "predict_dataloader", dataloaders, datamodule)
+        outputs: list[list[Any]] = self._evaluate(
+            "predict", model, dataloaders, datamodule, keep=return_predictions is not False
+        )
+        if not return_predictions:
+            return None
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _evaluate(
-        self, kind: State, model: LightningModule, method: str, dataloaders: Any, datamodule: LightningDataModule | None
-    ) -> Any:
+        self, kind: State, model: LightningModule | None, dataloaders: Any, datamodule: LightningDataModule | None,
+        keep: bool = False,
+    ) -> Any:  # fmt: skip
         dataloaders, datamodule = _datamodule_or(dataloaders, datamodule)
+        module = model if model is not None else self.lightning_module
+        if module is None:
+            raise ConfigurationError(f"there is nothing to {kind}: give a model, as in trainer.{kind}(model)")
+        _check_module(module)
         stage = _STAGES[kind]
-        if kind != "predict" and not overridden(model, f"{stage}_step"):
+        method = {"validation": "val_dataloader"}.get(stage, f"{stage}_dataloader")
+        if kind != "predict" and not overridden(module, f"{stage}_step"):
             raise ConfigurationError(
-                f"{type(model).__name__} has no {stage}_step: define {stage}_step(batch, batch_idx)"
+                f"{type(module).__name__} has no {stage}_step: define {stage}_step(batch, batch_idx)"
             )
 
         def work(hooks: Hooks, begun: Begun) -> Any:
             self.run.stage(BoardStage.EVALUATING)
-            loader = _loader(method, dataloaders, model, datamodule)
             run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
-            self.strategy.align_buffers(model)
-            metrics, outputs = Evaluation(self, model, hooks, loader, stage, run_seed).run()
+            self.strategy.align_buffers(module)
+            metrics: list[dict[str, float]] = []
+            outputs: list[list[Any]] = []
+            if self.limit_batches(stage) != 0:
+                loaders = Loaders(module, datamodule, {method: dataloaders})
+                moving = transfer(self, module, datamodule)
+                metrics, outputs = Evaluation(self, module, hooks, loaders, moving, stage, run_seed).run(keep=keep)
             if begun.record is None:
                 result = {"result": [] if kind == "predict" else metrics}
                 result["loggers"] = [logger.state_dict() for logger in self.logs.loggers]
                 self.run.complete(kind, self.strategy, 0, result, None)
             return outputs if kind == "predict" else metrics
 
-        return self._call(kind, model, datamodule, work)
+        return self._call(kind, module, datamodule, work)
 
     def _call(
         self,
@@ -237,19 +387,28 @@ class Trainer:
         self.strategy.connect(self.run.environment)
         self.run.open(self.strategy)
         begun = self.run.begin(kind)
-        self.lightning_module, self.datamodule, model.trainer = model, datamodule, self
+        self.lightning_module, model.trainer = model, self
+        self.datamodule = datamodule
         if datamodule is not None:
             datamodule.trainer = self
+        self._take_callbacks_of(model)
         hooks = Hooks(self, model, self.callbacks, datamodule)
         self.state, self.logs.mode = kind, False
+        self.profiler.setup(kind, self.log_dir)
         try:
-            if self.local_rank == 0:
-                (datamodule or model).prepare_data()
+            for owner in (datamodule, model):
+                per_node = getattr(owner, "prepare_data_per_node", True)
+                if owner is not None and (self.local_rank if per_node else self.global_rank) == 0:
+                    owner.prepare_data()
             self.strategy.barrier()
             hooks.call("setup", kind)
             if begun.record is not None:
                 for logger, state in zip(self.logs.loggers, begun.record["loggers"], strict=False):
                     logger.load_state_dict(state)
+            with self.precision_plugin.init_context():
+                model.configure_model()
+            self.precision_plugin.convert_module(model)
+            self.strategy.setup(model)
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
             else:
@@ -262,10 +421,19 @@ class Trainer:
                 logger.finalize("failed")
             raise
         finally:
-            self.state, self.logs.mode = None, None
+            self.state, self.logs.mode, self.sanity_checking = None, None, False
+            self.profiler.teardown(kind)
         for logger in self.logs.loggers:
             logger.finalize("success")
         return result
+
+    def _take_callbacks_of(self, model: LightningModule) -> None:
+        """The module's own callbacks take the place of those of the same class."""
+        found = model.configure_callbacks()
+        own = [found] if isinstance(found, Callback) else list(found)
+        if own:
+            _check_callbacks(own)
+            self.callbacks = [c for c in self.callbacks if type(c) not in {type(mine) for mine in own}] + own
 
     def _recorded(self, kind: State, model: LightningModule, begun: Begun) -> Any:
         """What a call that was completed before has left: metrics, and of a fit the final weights."""
@@ -277,34 +445,69 @@ class Trainer:
                 self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
             return result
         self.global_step, self.current_epoch = record["global_step"], record["current_epoch"]
+        self.batches_that_stepped = record["batches_that_stepped"]
         self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
         if begun.restored is not None:
             load_module(self, begun.restored.shared["checkpoint"])
         return None
 
-    def _validation(
-        self, model: LightningModule, hooks: Hooks, loaders: Any, datamodule: LightningDataModule | None, run_seed: int
-    ) -> Evaluation | None:
-        if self.limit_val_batches == 0:
-            return None
-        found = _given("val_dataloader", loaders, model, datamodule)
-        has_step = overridden(model, "validation_step")
-        if found is None:
-            if has_step:
-                warnings.warn(
-                    f"{type(model).__name__} has a validation_step, but there is no val_dataloader: no validation",
-                    stacklevel=4,
-                )
-            return None
-        if not has_step:
-            warnings.warn(
-                f"there is a val_dataloader, but {type(model).__name__} has no validation_step: no validation",
-                stacklevel=4,
-            )
-            return None
-        return Evaluation(self, model, hooks, found, "validation", run_seed)
+    def _print_metrics(self, kind: str, metrics: list[dict[str, float]]) -> None:
+        for number, values in enumerate(metrics):
+            which = f", dataloader {number}" if len(metrics) > 1 else ""
+            self.print(f"{kind}{which}:", *(f"{name} {value:.6g}" for name, value in sorted(values.items())))
 
     # What hooks ask.
+
+    def limit_batches(self, stage: Stage) -> int | float:
+        """limit_val_batches, limit_test_batches or limit_predict_batches."""
+        limits = {"validation": self.limit_val_batches, "test": self.limit_test_batches}
+        return limits.get(stage, self.limit_predict_batches)
+
+    def told_of_loaders(self, stage: Stage, loaders: Any, counts: list[int | float]) -> None:
+        """An evaluation has made its loaders: keep them, and their batches, for whoever asks."""
+        setattr(self, {"validation": "val_dataloaders"}.get(stage, f"{stage}_dataloaders"), loaders)
+        self.num_batches[stage] = counts
+
+    @property
+    def precision(self) -> str:
+        """Its name, such as "32-true"; the object is `precision_plugin`."""
+        return self.precision_plugin.name
+
+    @property
+    def model(self) -> LightningModule | None:
+        return self.lightning_module
+
+    @property
+    def num_val_batches(self) -> list[int | float]:
+        """Of a rank, of each loader."""
+        return self.num_batches["validation"]
+
+    @property
+    def num_sanity_val_batches(self) -> list[int | float]:
+        most = self.num_sanity_val_steps
+        return [min(count, most) if most >= 0 else count for count in self.num_val_batches]
+
+    @property
+    def num_test_batches(self) -> list[int | float]:
+        return self.num_batches["test"]
+
+    @property
+    def num_predict_batches(self) -> list[int | float]:
+        return self.num_batches["predict"]
+
+    @property
+    def estimated_stepping_batches(self) -> int | float:
+        """Optimizer steps that the running fit will have taken; inf: it cannot be known. For schedulers, in
+        configure_optimizers.
+
+        Raises:
+            ConfigurationError: no fit is running.
+        """
+        if self.state != "fit" or self._fit is None:
+            raise ConfigurationError(
+                "estimated_stepping_batches is known in a fit: ask in configure_optimizers or later"
+            )
+        return self._fit.stepping_batches
 
     @property
     def global_rank(self) -> int:
@@ -351,7 +554,29 @@ class Trainer:
 
     @property
     def training(self) -> bool:
-        return self.state == "fit" and not self.sanity_checking
+        return self.state == "fit" and not self.sanity_checking and not self.validating
+
+    @property
+    def validating(self) -> bool:
+        """Also inside a fit."""
+        return self.state == "validate" or self.logs.evaluating
+
+    @property
+    def testing(self) -> bool:
+        return self.state == "test"
+
+    @property
+    def predicting(self) -> bool:
+        return self.state == "predict"
+
+    @property
+    def evaluating(self) -> bool:
+        return self.validating or self.testing
+
+    @property
+    def is_last_batch(self) -> bool:
+        """Is the present training batch the epoch's last?"""
+        return self._fit is not None and self._fit.last_batch
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0."""
@@ -359,51 +584,20 @@ class Trainer:
             print(*args, **kwargs)
 
 
-def _unknown(name: str) -> str:
-    known = [n for n in inspect.signature(Trainer.__init__).parameters if n not in ("self", "unknown", "run")]
-    near = get_close_matches(name, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"Trainer has no argument {name!r}: {hint}"
+def _check_module(model: Any) -> None:
+    if not isinstance(model, LightningModule):
+        raise ConfigurationError(f"the model is a {type(model).__name__}: it has to be a LightningModule of Everstep")
 
 
-def _check_numbers(given: dict[str, Any]) -> None:
-    """Refuse early what would show itself late, or never."""
-    whole = {
-        "max_epochs": -1, "max_steps": -1, "check_val_every_n_epoch": 1, "num_sanity_val_steps": -1,
-        "log_every_n_steps": 1, "accumulate_grad_batches": 1,
-    }  # fmt: skip
-    for name, least in whole.items():
-        value = given[name]
-        if value is None and name == "max_epochs":
-            continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigurationError(f"{name}={value!r}: it has to be a whole number, at least {least}")
-    for name in ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
-                 "val_check_interval"):  # fmt: skip
-        value = given[name]
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0 or not math.isfinite(value):
-            raise ConfigurationError(
-                f"{name}={value!r}: it has to be a number of batches (an int) or a part (0.0 to 1.0)"
-            )
-        if isinstance(value, float) and value > 1.0:
-            raise ConfigurationError(
-                f"{name}={value}: a float is a part, at most 1.0; for batches give an int: {int(value)}"
-            )
-    for name in ("limit_train_batches", "val_check_interval"):
-        if given[name] == 0:
-            raise ConfigurationError(f"{name} is 0: give 1.0 for all, or an int of at least 1")
-    clip = given["gradient_clip_val"]
-    if clip is not None and (not isinstance(clip, int | float) or clip < 0):
-        raise ConfigurationError(f"gradient_clip_val={clip!r}: it has to be a number of at least 0")
-
-
-def _check_devices(devices: int | str, launched: int | None) -> None:
+def _check_devices(devices: int | str | list[int], launched: int | None) -> None:
     if devices == "auto":
         return
     try:
-        count = int(devices)
+        count = len(devices) if isinstance(devices, list) else int(devices)
     except (TypeError, ValueError):
         count = 0
+    if count == -1:
+        return
     if count < 1:
         raise ConfigurationError(f'devices={devices!r}: it has to be a number of ranks, or "auto"')
     if launched is None and count > 1:
@@ -459,23 +653,3 @@ def _datamodule_or(loaders: Any, datamodule: LightningDataModule | None) -> tupl
     if loaders is not None and datamodule is not None:
         raise ConfigurationError("both dataloaders and a datamodule are given: give one of them")
     return loaders, datamodule
-
-
-def _given(method: str, loaders: Any, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
-    if loaders is not None:
-        return loaders
-    if datamodule is not None:
-        found = getattr(datamodule, method)()
-        if found is not None:
-            return found
-    return getattr(model, method)()
-
-
-def _loader(method: str, loaders: Any, model: LightningModule, datamodule: LightningDataModule | None) -> Any:
-    found = _given(method, loaders, model, datamodule)
-    if found is None:
-        raise ConfigurationError(
-            f"there is no {method}: give loaders to the Trainer call, or define {method} in the module or the "
-            "datamodule (and return it)"
-        )
-    return found

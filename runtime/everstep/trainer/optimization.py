@@ -1,0 +1,307 @@
+"""How a batch becomes gradients, and gradients a step: automatically, or as the module's own training_step does it.
+
+`Automatic` is one closure (training_step, zero_grad, backward) around which optimizers step; a module that overrides
+`optimizer_step`, or an optimizer that computes its gradients itself (LBFGS), gets the closure handed in. `Manual` only
+calls training_step; the optimizers that the module steps there are `LightningOptimizer`s, which keep count.
+"""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from everstep.errors import ConfigurationError
+from everstep.precision import Precision
+from everstep.trainer.hooks import Hooks, overridden
+
+if TYPE_CHECKING:
+    from everstep.module import LightningModule
+    from everstep.trainer.trainer import Trainer
+
+
+class Automatic:
+    """Forward, backward and optimizer step without the module's doing. Made once per fit."""
+
+    def __init__(self, trainer: "Trainer", module: "LightningModule", hooks: Hooks, step: Callable[..., Any]) -> None:
+        """`step`: training_step, (batch, batch_idx[, optimizer_idx]) -> what it returned."""
+        self.trainer, self.module, self.step = trainer, module, step
+        self.optimizers = list(enumerate(trainer.optimizers))
+        precision, profiler = trainer.precision_plugin, trainer.profiler
+        self._before_zero_grad = hooks["on_before_zero_grad"]
+        self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
+        self._before_step = hooks["on_before_optimizer_step"]
+        self._zero_grad = module.optimizer_zero_grad if overridden(module, "optimizer_zero_grad") else None
+        backward = partial(_by_module, module, precision) if overridden(module, "backward") else precision.backward
+        self._backward = profiler.timed("backward", backward)
+        self._unscale = precision.unscale if type(precision).unscale is not Precision.unscale else None
+        self._clip = clipping(trainer, module)
+        self._optimizer_step = profiler.timed("optimizer_step", precision.step)
+        self._passes_index = (
+            len(self.optimizers) > 1 and "optimizer_idx" in inspect.signature(module.training_step).parameters
+        )
+        self._custom_step = overridden(module, "optimizer_step")
+        self._by_closure = [self._custom_step or _wants_closure(optimizer) for _, optimizer in self.optimizers]
+        self._parameters = [parameters_of(optimizer) for _, optimizer in self.optimizers]
+        self._warned = False
+        self.loss: tuple[Tensor, float] | None = None  # the latest, and by what it was multiplied
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        raise ConfigurationError(
+            f"{type(self.module).__name__} calls manual_backward, but its optimisation is automatic: return the loss "
+            "from training_step, or set self.automatic_optimization = False in __init__"
+        )
+
+    def run(self, batch: Any, index: int, opens: bool, closes: bool, scale: float) -> Any:
+        """One batch of a window of batches that share an optimizer step. Returns what training_step returned, of
+        several optimizers a list.
+
+        Args:
+            opens, closes: is it the window's first, its last batch? scale: of its loss.
+        """
+        if len(self.optimizers) == 1:
+            return self._one(0, self.optimizers[0][1], (batch, index), opens, closes, scale)
+        outputs = []
+        for number, optimizer in self.optimizers:
+            with only(self._parameters[number], self._parameters):
+                arguments = (batch, index, number) if self._passes_index else (batch, index)
+                outputs.append(self._one(number, optimizer, arguments, opens, closes, scale))
+        return outputs
+
+    def _one(
+        self, number: int, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, closes: bool, scale: float
+    ) -> Any:
+        if not closes or not self._by_closure[number]:
+            outputs = self._gradients(number, optimizer, arguments, opens, scale)
+            if closes:
+                self._ready(optimizer)
+                self._optimizer_step(optimizer)
+                self.trainer.global_step += 1
+            return outputs
+        outputs = None
+
+        def closure() -> Tensor | None:
+            nonlocal outputs
+            with torch.enable_grad():
+                outputs = self._gradients(number, optimizer, arguments, opens, scale)
+            self._ready(optimizer)
+            return self.loss[0] if self.loss is not None else None
+
+        trainer = self.trainer
+        if self._custom_step:
+            stepping = trainer.lightning_optimizers[number]
+            stepping.uses(self._optimizer_step)
+            self.module.optimizer_step(trainer.current_epoch, arguments[1], stepping, closure)
+        else:
+            self._optimizer_step(optimizer, closure)
+            trainer.global_step += 1
+        return outputs
+
+    def _gradients(
+        self, number: int, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, scale: float
+    ) -> Any:
+        outputs = self.step(*arguments)
+        loss = outputs if type(outputs) is Tensor else self._loss_of(outputs)
+        if opens:
+            for listener in self._before_zero_grad:
+                listener(optimizer)
+            if self._zero_grad is None:
+                optimizer.zero_grad()
+            else:
+                self._zero_grad(self.trainer.current_epoch, arguments[1], optimizer)
+        if loss is None:
+            return outputs
+        if scale != 1.0:
+            loss = loss * scale
+        self.loss = loss, scale
+        for listener in self._before_backward:
+            listener(loss)
+        self._backward(loss)
+        for listener in self._after_backward:
+            listener()
+        return outputs
+
+    def _ready(self, optimizer: Optimizer) -> None:
+        """The window's gradients are complete."""
+        if self._unscale is not None:
+            self._unscale(optimizer)
+        for listener in self._before_step:
+            listener(optimizer)
+        if self._clip is not None:
+            self._clip(optimizer)
+
+    def _loss_of(self, outputs: Any) -> Tensor | None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, Tensor):
+            return loss
+        who = type(self.module).__name__
+        if outputs is None:
+            if self.trainer.world_size > 1:
+                raise ConfigurationError(
+                    f"{who}.training_step returned None on rank {self.trainer.global_rank}: the other ranks would wait "
+                    "for its gradients for ever. To leave a batch out return a loss of zero, such as `loss * 0`"
+                )
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{who}.training_step returned None: such batches add nothing to the gradients. Is a `return loss` "
+                    "missing?",
+                    stacklevel=2,
+                )
+            return None
+        if isinstance(outputs, dict):
+            what = f'a dict without a tensor under "loss" (it has {sorted(map(str, outputs))})'
+        else:
+            what = f"a {type(outputs).__name__}"
+        raise ConfigurationError(
+            f'{who}.training_step returned {what}. It has to return the loss, a dict with the loss under "loss", or '
+            "None to leave the batch out"
+        )
+
+
+class Manual:
+    """automatic_optimization = False: zero_grad, backward and step are the module's own."""
+
+    def __init__(self, trainer: "Trainer", module: "LightningModule", hooks: Hooks, step: Callable[..., Any]) -> None:
+        for name, value in (
+            ("gradient_clip_val", trainer.gradient_clip_val),
+            (
+                "accumulate_grad_batches",
+                trainer.accumulate_grad_batches if trainer.accumulate_grad_batches > 1 else None,
+            ),
+        ):
+            if value:
+                raise ConfigurationError(
+                    f"{name}={value} does not go with automatic_optimization = False: take it from the Trainer, and do "
+                    "it in training_step (self.clip_gradients(optimizer, …); step every n batches)"
+                )
+        self.step = step
+        self._strategy, precision = trainer.strategy, trainer.precision_plugin
+        self.loss: tuple[Tensor, float] | None = None
+        self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
+        backward = partial(_by_module, module, precision) if overridden(module, "backward") else precision.backward
+        self._backward = trainer.profiler.timed("backward", backward)
+        before_step = hooks["on_before_optimizer_step"]
+        optimizer_step = trainer.profiler.timed("optimizer_step", precision.step)
+        unscales = type(precision).unscale is not Precision.unscale
+
+        def stepped(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            if closure is not None:
+                with torch.enable_grad():
+                    closure()
+            if unscales:
+                precision.unscale(optimizer)
+            for listener in before_step:
+                listener(optimizer)
+            return optimizer_step(optimizer)
+
+        for optimizer in trainer.lightning_optimizers:
+            optimizer.uses(stepped)
+
+    def run(self, batch: Any, index: int, opens: bool, closes: bool, scale: float) -> Any:
+        outputs = self.step(batch, index)
+        if outputs is not None and not isinstance(outputs, dict | Tensor):
+            raise ConfigurationError(
+                f"training_step returned a {type(outputs).__name__}: with manual optimisation it returns nothing, a "
+                "tensor or a dict, for on_train_batch_end to see"
+            )
+        return outputs
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        for listener in self._before_backward:
+            listener(loss)
+        self._strategy.before_manual_backward(loss)
+        self._backward(loss, *args, **kwargs)
+        for listener in self._after_backward:
+            listener()
+        self.loss = loss.detach(), 1.0
+
+
+class LightningOptimizer:
+    """An optimizer as a module sees it: `step` goes through precision and hooks and is counted in global_step.
+
+    Everything else is the optimizer's own; isinstance agrees.
+    """
+
+    def __init__(self, optimizer: Optimizer, trainer: "Trainer") -> None:
+        self._optimizer, self._trainer = optimizer, trainer
+        self._step: Callable[..., Any] = trainer.precision_plugin.step
+
+    def uses(self, step: Callable[..., Any]) -> None:
+        """What `step` does: (optimizer, closure) -> anything."""
+        self._step = step
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self._optimizer
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        return type(self._optimizer)
+
+    def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
+        """One optimizer step. `closure`: computes loss and gradients."""
+        result = self._step(self._optimizer, closure, **kwargs)
+        self._trainer.global_step += 1
+        return result
+
+    @contextmanager
+    def toggle_model(self, sync_grad: bool = True) -> Iterator[None]:
+        """Inside, only this optimizer's parameters require gradients.
+
+        Args:
+            sync_grad: False: these gradients are not shared with the other ranks yet (accumulation).
+        """
+        trainer = self._trainer
+        quiet = nullcontext() if sync_grad else trainer.strategy.without_sync()
+        with quiet, only(parameters_of(self._optimizer), [parameters_of(o) for o in trainer.optimizers]):
+            yield
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._optimizer, name)
+
+    def __repr__(self) -> str:
+        return repr(self._optimizer)
+
+
+def clipping(trainer: "Trainer", module: "LightningModule") -> Callable[[Optimizer], None] | None:
+    """What clips the gradients of an optimizer that is about to step; None: nothing does."""
+    value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+    if overridden(module, "configure_gradient_clipping"):
+        return lambda optimizer: module.configure_gradient_clipping(optimizer, value, algorithm)
+    if not value:
+        return None
+    return lambda optimizer: trainer.strategy.clip_gradients(optimizer, value, algorithm)
+
+
+@contextmanager
+def only(chosen: list[Tensor], several: list[list[Tensor]]) -> Iterator[None]:
+    """Inside, of the parameters of several optimizers only the chosen ones require gradients."""
+    identities = {id(parameter) for parameter in chosen}
+    others = {id(p): p for group in several for p in group if id(p) not in identities and p.requires_grad}
+    for parameter in others.values():
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in others.values():
+            parameter.requires_grad = True
+
+
+def parameters_of(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _wants_closure(optimizer: Optimizer) -> bool:
+    """Does `step` demand a closure, as LBFGS's does?"""
+    parameters = inspect.signature(type(optimizer).step).parameters
+    return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+
+
+def _by_module(module: "LightningModule", precision: Precision, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+    module.backward(precision.scale(loss), *args, **kwargs)
