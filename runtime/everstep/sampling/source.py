@@ -20,7 +20,10 @@ class Source(Protocol):
     """Training batches, from any step boundary on. A position is samples consumed (a stream: batches)."""
 
     shape: Shape
-    rounds: int | None  # in an epoch; None: not known before its end
+
+    @property
+    def rounds(self) -> int | None:
+        """In an epoch; None: not known before its end."""
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
         """The rest of the epoch for this rank, from `position` on. It is opened now, not at the first next()."""

@@ -115,7 +115,7 @@ class Strategy:
         return tensor
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        """Everybody's tensor of this shape, stacked: [world_size, *shape]; a collective. `sync_grads`: with gradients."""
+        """All tensors, stacked: [world_size, *shape]. `sync_grads`: gradients too. A collective."""
         return tensor[None]
 
     def all_true(self, flag: bool) -> bool:

@@ -69,6 +69,10 @@ class Evaluation:
             trainer.told_of_loaders(stage, found, [loader.count() for loader in self._made])
         return self._made
 
+    def make_loaders(self) -> None:
+        """Now, instead of when they are first needed."""
+        _ = self.loaders
+
     def reload(self) -> None:
         """Ask for the loaders again at the next run."""
         self._made = None

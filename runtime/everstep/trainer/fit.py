@@ -72,6 +72,8 @@ class Fit:
         self.due = Due(trainer, self.source.rounds)
         way = Automatic if self.module.automatic_optimization else Manual
         self.optimization = trainer.optimization = way(trainer, self.module, self.hooks, self._bind_step())
+        if self.validation is not None and self._epoch_validates:
+            self.validation.make_loaders()
         self.run_.stage(Stage.TRAINING)
         self.hooks.call("on_train_start")
         while not self.stopping.finished:
@@ -118,7 +120,7 @@ class Fit:
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation
-        index = self.source.rounds_of(self.position)  # batch_idx: in the world that the run began with, the rounds so far
+        index = self.source.rounds_of(self.position)  # as the world in which the run began counts
         opens = True
         if not shared:
             synchronise(False)  # manual_backward does

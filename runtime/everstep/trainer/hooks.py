@@ -71,13 +71,16 @@ _EVALUATION = tuple(
     for moment in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
 _OF_CALLBACKS = ("on_sanity_check_start", "on_sanity_check_end")
-_OF_THE_MODULE = tuple(f"on_{stage}_model_{mode}" for stage in STAGES for mode in ("eval", "train"))
+_OF_THE_MODULE = (
+    "on_validation_model_zero_grad",
+    *(f"on_{stage}_model_{mode}" for stage in STAGES for mode in ("eval", "train")),
+)
 _OF_DATA_TOO = ("setup", "teardown", "on_exception")
 HOOKS = (
     "setup", "on_fit_start", "on_sanity_check_start", "on_sanity_check_end",
     "on_train_start", "on_train_epoch_start", "on_train_batch_start",
     "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
-    "on_train_batch_end", "on_validation_model_zero_grad", "on_train_epoch_end", "on_train_end", "on_fit_end",
+    "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end",
     *_EVALUATION, *_OF_THE_MODULE, "teardown", "on_exception",
 )  # fmt: skip
 MONITORS = "on_train_epoch_end of callbacks that monitor metrics"
