@@ -33,6 +33,9 @@ COPY --from=requirements /src/operator.txt /src/
 RUN python3 -m venv --without-pip /opt/everstep \
     && python3 -m pip --python /opt/everstep/bin/python install --no-cache-dir --no-compile \
        --constraint /src/constraints.txt --requirement /src/operator.txt \
+    # Not for the operator: what `everstep inject` takes along into images that lack Everstep.
+    && python3 -m pip --python /opt/everstep/bin/python install --no-cache-dir --no-compile --no-deps \
+       --constraint /src/constraints.txt obstore safetensors fsspec \
     && cd /opt/everstep/lib/python3*/site-packages \
     && python3 -OO -m compileall -q -b kubernetes && find kubernetes -name '*.py' -delete \
     && python3 -m compileall -q .
