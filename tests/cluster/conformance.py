@@ -18,7 +18,7 @@ from everstep_operator.api.trainingrun import Phase, TrainingRun
 from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, Event, NotFound, RunKey
 from everstep_operator.plan import model
 from everstep_operator.plan.model import Pod, PodSpec
-from everstep_protocol import labels
+from everstep_protocol import env, labels
 from everstep_protocol.codec import dumps
 from everstep_protocol.messages import Intent, StopCause
 from everstep_protocol.reasons import Reason
@@ -26,13 +26,13 @@ from everstep_protocol.reasons import Reason
 #: Ready to be told to stop: `sh` waits in a builtin, so its trap runs at once.
 POLITE = "trap 'exit 85' TERM; echo ready; while :; do sleep 0.05; done"
 STUBBORN = "trap '' TERM; echo ready; while :; do sleep 0.05; done"
-SECONDS = 30  # no case takes that long
 
 
 class World(Protocol):
     """One cluster with one run in it."""
 
     run: TrainingRun
+    seconds: float  # no case takes that long
 
     def connect(self) -> AbstractAsyncContextManager[Cluster]:
         """An adapter, as a newly started operator has it; a second one looks at the same cluster by itself."""
@@ -56,7 +56,7 @@ def story(test: Story) -> Callable[[Any, World], None]:
     @functools.wraps(test)
     def run(self: Any, world: World) -> None:
         async def told() -> None:
-            async with asyncio.timeout(SECONDS), world.connect() as cluster:
+            async with asyncio.timeout(world.seconds), world.connect() as cluster:
                 await test(self, world, cluster)
 
         asyncio.run(told())
@@ -65,21 +65,33 @@ def story(test: Story) -> Callable[[Any, World], None]:
     return run
 
 
-def pod(script: str, name: str = "first-0-1", node: int = 0, grace_seconds: float = 20.0) -> PodSpec:
+def pod(world: World, script: str, grace_seconds: float = 20.0) -> PodSpec:
     return PodSpec(
-        name=name,
+        name="first-0-1",
         role=labels.WORKER,
-        node=node,
+        node=0,
         attempt=1,
         command=("sh", "-c", script),
-        env={"GREETING": "hello"},
+        env={"GREETING": "hello", env.POD: "first-0-1"},
+        labels=_labels(world, labels.WORKER) | {labels.NODE: "0"},
         grace_seconds=grace_seconds,
     )
 
 
-def coordinator(intent: Intent) -> PodSpec:
-    command = ("everstep", "coordinator", "--intent", dumps(intent).decode())
-    return PodSpec(name="first-coordinator-1", role=labels.COORDINATOR, node=None, attempt=1, command=command)
+def coordinator(world: World, intent: Intent) -> PodSpec:
+    return PodSpec(
+        name="first-coordinator-1",
+        role=labels.COORDINATOR,
+        node=None,
+        attempt=1,
+        command=("everstep", "coordinator", "--intent", dumps(intent).decode()),
+        labels=_labels(world, labels.COORDINATOR),
+    )
+
+
+def _labels(world: World, role: str) -> dict[str, str]:
+    metadata = world.run.metadata
+    return {labels.RUN: metadata.name, labels.RUN_UID: metadata.uid, labels.ROLE: role, labels.ATTEMPT: "1"}
 
 
 async def until(question: Callable[[], Awaitable[Any]]) -> Any:
@@ -173,7 +185,7 @@ class Conformance:
 
     @story
     async def test_a_pod_runs_with_its_environment_and_succeeds(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod("echo $GREETING from $EVERSTEP_POD"))
+        created = await cluster.create_pod(world.run, pod(world, "echo $GREETING from $EVERSTEP_POD"))
         assert (created.name, created.node, created.attempt, created.role) == ("first-0-1", 0, 1, labels.WORKER)
         assert created.uid
         done = await finished(cluster, world.run)
@@ -184,7 +196,7 @@ class Conformance:
     @story
     async def test_exit_status_and_last_words_are_observed(self, world: World, cluster: Cluster) -> None:
         words = '{"reason": "OutOfMemory", "message": "no room", "rank": 4}'
-        await cluster.create_pod(world.run, pod(f"echo '{words}' > $EVERSTEP_TERMINATION_FILE; exit 7"))
+        await cluster.create_pod(world.run, pod(world, f"echo '{words}' > $EVERSTEP_TERMINATION_FILE; exit 7"))
         dead = await finished(cluster, world.run)
         assert (dead.phase, dead.exit_code) == ("Failed", 7)
         assert dead.failure is not None
@@ -192,13 +204,13 @@ class Conformance:
 
     @story
     async def test_last_words_that_nobody_understands_are_none(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod("echo '{' > $EVERSTEP_TERMINATION_FILE; kill -9 $$"))
+        await cluster.create_pod(world.run, pod(world, "echo '{' > $EVERSTEP_TERMINATION_FILE; kill -9 $$"))
         dead = await finished(cluster, world.run)
         assert (dead.phase, dead.exit_code, dead.failure) == ("Failed", 137, None)
 
     @story
     async def test_a_command_that_does_not_exist_fails_with_a_reason(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, replace(pod(""), command=("no-such-command",)))
+        await cluster.create_pod(world.run, replace(pod(world, ""), command=("no-such-command",)))
         dead = await finished(cluster, world.run)
         assert dead.phase == "Failed"
         assert dead.failure is not None
@@ -207,46 +219,46 @@ class Conformance:
 
     @story
     async def test_a_list_holds_only_pods_of_the_runs_uid(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod(POLITE))
+        await cluster.create_pod(world.run, pod(world, POLITE))
         assert [p.name for p in await cluster.list_pods(world.run)] == ["first-0-1"]
         assert await cluster.list_pods(world.another_uid()) == []
 
     @story
     async def test_a_name_is_given_once(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(POLITE))
+        created = await cluster.create_pod(world.run, pod(world, POLITE))
         with pytest.raises(AlreadyExists):
-            await cluster.create_pod(world.run, pod("exit 1"))
+            await cluster.create_pod(world.run, pod(world, "exit 1"))
         (still,) = await cluster.list_pods(world.run)
         assert (still.uid, still.finished) == (created.uid, False)
 
     @story
     async def test_a_finished_pod_keeps_its_name(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod("exit 3"))
+        await cluster.create_pod(world.run, pod(world, "exit 3"))
         dead = await finished(cluster, world.run)
         with pytest.raises(AlreadyExists):
-            await cluster.create_pod(world.run, pod("exit 0"))
+            await cluster.create_pod(world.run, pod(world, "exit 0"))
         await cluster.delete_pod(world.run, dead.name, dead.uid, 5)
         await gone(cluster, world.run)
-        again = await cluster.create_pod(world.run, pod("exit 0"))
+        again = await cluster.create_pod(world.run, pod(world, "exit 0"))
         assert again.uid != dead.uid
         assert (await finished(cluster, world.run)).phase == "Succeeded"
 
     @story
     async def test_a_terminating_pod_keeps_its_name(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(STUBBORN))
+        created = await cluster.create_pod(world.run, pod(world, STUBBORN))
         await ready(world, created)
         await cluster.delete_pod(world.run, created.name, created.uid, 20)
         (going,) = await cluster.list_pods(world.run)
         assert (going.uid, going.terminating, going.finished) == (created.uid, True, False)
         with pytest.raises(AlreadyExists):
-            await cluster.create_pod(world.run, pod("exit 0"))
+            await cluster.create_pod(world.run, pod(world, "exit 0"))
         await cluster.delete_pod(world.run, created.name, created.uid, 0)
         await gone(cluster, world.run)
-        assert (await cluster.create_pod(world.run, pod("exit 0"))).uid != created.uid
+        assert (await cluster.create_pod(world.run, pod(world, "exit 0"))).uid != created.uid
 
     @story
     async def test_a_delete_has_a_uid_for_its_precondition(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(POLITE))
+        created = await cluster.create_pod(world.run, pod(world, POLITE))
         await ready(world, created)
         with pytest.raises(Conflict):
             await cluster.delete_pod(world.run, created.name, "another-uid", 0)
@@ -263,7 +275,9 @@ class Conformance:
 
     @story
     async def test_a_delete_asks_politely_first(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod("trap 'echo bye; exit 85' TERM; echo ready; sleep 60 & wait"))
+        created = await cluster.create_pod(
+            world.run, pod(world, "trap 'echo bye; exit 85' TERM; echo ready; sleep 60 & wait")
+        )
         await ready(world, created)
         await cluster.delete_pod(world.run, created.name, created.uid, 20)
         await gone(cluster, world.run)
@@ -271,14 +285,14 @@ class Conformance:
 
     @story
     async def test_after_the_grace_it_is_killed(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(STUBBORN))
+        created = await cluster.create_pod(world.run, pod(world, STUBBORN))
         await ready(world, created)
         await cluster.delete_pod(world.run, created.name, created.uid, 1)
         await gone(cluster, world.run)  # it never leaves by itself
 
     @story
     async def test_a_second_delete_can_only_shorten_the_grace(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(STUBBORN))
+        created = await cluster.create_pod(world.run, pod(world, STUBBORN))
         await ready(world, created)
         await cluster.delete_pod(world.run, created.name, created.uid, 1)
         await cluster.delete_pod(world.run, created.name, created.uid, 3600)
@@ -286,7 +300,7 @@ class Conformance:
 
     @story
     async def test_an_eviction_marks_the_pod_as_disrupted(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(STUBBORN, grace_seconds=1))
+        created = await cluster.create_pod(world.run, pod(world, STUBBORN, grace_seconds=1))
         await ready(world, created)
         await cluster.evict_pod(world.run, created.name)
         (going,) = await cluster.list_pods(world.run)
@@ -295,7 +309,7 @@ class Conformance:
 
     @story
     async def test_a_deleted_pod_is_not_disrupted(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(STUBBORN))
+        created = await cluster.create_pod(world.run, pod(world, STUBBORN))
         await ready(world, created)
         await cluster.delete_pod(world.run, created.name, created.uid, 20)
         (going,) = await cluster.list_pods(world.run)
@@ -306,20 +320,20 @@ class Conformance:
 
     @story
     async def test_a_new_operator_sees_the_same_pods(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(POLITE))
+        created = await cluster.create_pod(world.run, pod(world, POLITE))
         await ready(world, created)
         async with world.connect() as other:
             assert [(p.name, p.uid, p.phase) for p in await other.list_pods(world.run)] == [
                 (created.name, created.uid, "Running")
             ]
             with pytest.raises(AlreadyExists):
-                await other.create_pod(world.run, pod(POLITE))
+                await other.create_pod(world.run, pod(world, POLITE))
             await other.delete_pod(world.run, created.name, created.uid, 20)
             await gone(cluster, world.run)
 
     @story
     async def test_the_watch_tells_of_the_end_of_a_pod(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod("exit 0"))
+        await cluster.create_pod(world.run, pod(world, "exit 0"))
         async with _Watch(cluster) as watch:
             while not any(p.finished for p in await cluster.list_pods(world.run)):
                 assert (await watch.next()).key == _key(world)
@@ -328,7 +342,7 @@ class Conformance:
     async def test_a_watch_that_saw_nothing_resyncs(self, world: World, cluster: Cluster) -> None:
         """Another operator does it all: whatever this one's watch missed, a list is fresh and a resync comes."""
         async with world.connect() as other, _Watch(cluster) as watch:
-            await other.create_pod(world.run, pod("exit 0"))
+            await other.create_pod(world.run, pod(world, "exit 0"))
             await finished(other, world.run)
             assert [p.phase for p in await cluster.list_pods(world.run)] == ["Succeeded"]
             event = await watch.next()
@@ -346,7 +360,7 @@ class Conformance:
     @story
     async def test_the_coordinator_reports_and_takes_intents(self, world: World, cluster: Cluster) -> None:
         intent = Intent(nodes=2, min_nodes=2, max_restarts=3, first_generation=5)
-        await cluster.create_pod(world.run, coordinator(intent))
+        await cluster.create_pod(world.run, coordinator(world, intent))
 
         async def report() -> Any:
             return await cluster.get_report(world.run)

@@ -34,6 +34,7 @@ class LocalWorld:
     """A state folder, held by this test."""
 
     lease_seconds = 40.0
+    seconds = 30.0
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -99,7 +100,7 @@ class TestLocalCluster(Conformance):
         """Background jobs, also in a session of their own, die with the pod's first process."""
         created = await cluster.create_pod(
             world.run,
-            pod("sleep 60 & setsid sleep 61 & sh -c 'setsid sleep 62 &'; sleep 0.2; echo ready; sleep 63"),
+            pod(world, "sleep 60 & setsid sleep 61 & sh -c 'setsid sleep 62 &'; sleep 0.2; echo ready; sleep 63"),
         )
         await ready(world, created)
         below = shim.descendants(world.process(created.name).state().shim_pid or 0)
@@ -110,7 +111,7 @@ class TestLocalCluster(Conformance):
 
     @story
     async def test_a_killed_shim_takes_its_pod_along(self, world: LocalWorld, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod("setsid sleep 600 & echo ready; wait"))
+        created = await cluster.create_pod(world.run, pod(world, "setsid sleep 600 & echo ready; wait"))
         await ready(world, created)
         shim_pid = world.process(created.name).state().shim_pid or 0
         below = shim.descendants(shim_pid)
@@ -122,7 +123,7 @@ class TestLocalCluster(Conformance):
 
     @story
     async def test_a_pid_that_is_somebody_elses_now_is_not_the_pod(self, world: LocalWorld, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(POLITE))
+        created = await cluster.create_pod(world.run, pod(world, POLITE))
         path = world.state.pods / created.name / "shim.json"
         real = json.loads(path.read_text())
         shim.write(str(path), real | {"started": real["started"] - 1})
@@ -132,7 +133,7 @@ class TestLocalCluster(Conformance):
 
     @story
     async def test_after_a_reboot_its_pods_count_as_disrupted(self, world: LocalWorld, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(POLITE))
+        created = await cluster.create_pod(world.run, pod(world, POLITE))
         path = world.state.pods / created.name / "shim.json"
         real = json.loads(path.read_text())
         shim.write(str(path), real | {"boot": "the one before"})
@@ -143,7 +144,7 @@ class TestLocalCluster(Conformance):
     @story
     async def test_a_pod_whose_starter_died_was_never_there(self, world: LocalWorld, cluster: Cluster) -> None:
         """`everstep run` was killed between two lines of create_pod."""
-        created = await cluster.create_pod(world.run, pod("exit 0"))
+        created = await cluster.create_pod(world.run, pod(world, "exit 0"))
         await finished(cluster, world.run)
         folder = world.state.pods / created.name
         for name in ("spec.json", "shim.json", "exit.json"):
@@ -160,7 +161,7 @@ class TestLocalCluster(Conformance):
     async def test_a_watch_can_be_given_up_at_any_moment(self, world: LocalWorld, cluster: Cluster) -> None:
         """Also when the event and the cancellation come together."""
         for _ in range(5):
-            created = await cluster.create_pod(world.run, pod("exit 0"))
+            created = await cluster.create_pod(world.run, pod(world, "exit 0"))
 
             async def listen() -> None:
                 async for _ in cluster.watch():
@@ -175,7 +176,7 @@ class TestLocalCluster(Conformance):
 
     @story
     async def test_the_environment_of_a_pod(self, world: LocalWorld, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod("env; command -v python"))
+        created = await cluster.create_pod(world.run, pod(world, "env; command -v python"))
         await finished(cluster, world.run)
         lines = world.log(created).splitlines()
         variables = dict(line.split("=", 1) for line in lines if "=" in line)
@@ -189,7 +190,7 @@ class TestLocalCluster(Conformance):
     async def test_variables_of_another_launcher_stay_outside(self, world: LocalWorld, cluster: Cluster) -> None:
         os.environ.update(RANK="7", EVERSTEP_BOARD="/x", TORCHELASTIC_RUN_ID="other")
         try:
-            created = await cluster.create_pod(world.run, pod("env"))
+            created = await cluster.create_pod(world.run, pod(world, "env"))
         finally:
             for name in ("RANK", "EVERSTEP_BOARD", "TORCHELASTIC_RUN_ID"):
                 del os.environ[name]
@@ -200,7 +201,7 @@ class TestLocalCluster(Conformance):
 
     @story
     async def test_secrets_are_the_owners_only(self, world: LocalWorld, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod("exit 0"))
+        await cluster.create_pod(world.run, pod(world, "exit 0"))
         world.state.token()
         for path in (world.state.path / "token", world.state.pods / "first-0-1" / "spec.json"):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -218,7 +219,7 @@ def orphan(world: LocalWorld, script: str) -> tuple[Process, set[int]]:
 
     async def start() -> None:
         async with world.connect() as cluster:
-            await ready(world, await cluster.create_pod(world.run, pod(script)))
+            await ready(world, await cluster.create_pod(world.run, pod(world, script)))
 
     asyncio.run(start())
     process = world.process("first-0-1")
