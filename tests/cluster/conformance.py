@@ -204,7 +204,7 @@ class Conformance:
 
     @story
     async def test_last_words_that_nobody_understands_are_none(self, world: World, cluster: Cluster) -> None:
-        await cluster.create_pod(world.run, pod(world, "echo '{' > $EVERSTEP_TERMINATION_FILE; kill -9 $$"))
+        await cluster.create_pod(world.run, pod(world, "echo '{' > $EVERSTEP_TERMINATION_FILE; exit 137"))
         dead = await finished(cluster, world.run)
         assert (dead.phase, dead.exit_code, dead.failure) == ("Failed", 137, None)
 

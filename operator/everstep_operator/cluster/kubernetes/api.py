@@ -133,7 +133,12 @@ class ApiServer:
                         raise self._error(int(status.get("code") or 500), status, {}, ("watch", _resource(path)))
                     yield event
 
-            yield events()
+            try:
+                yield events()
+            finally:
+                # A TLS goodbye in the middle of an endless answer waits for the peer, for longer than we may live.
+                if response.connection is not None and response.connection.transport is not None:
+                    response.connection.transport.abort()
 
     @asynccontextmanager
     async def _answer(
