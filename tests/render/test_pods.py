@@ -44,7 +44,7 @@ def test_one_rank_per_device_unless_said_otherwise() -> None:
 
     assert ranks({"accelerator": {"type": "cuda", "count": 4}}) == "4"
     assert ranks({"accelerator": {"type": "cuda", "count": 4}, "numProcPerNode": 2}) == "2"
-    assert ranks({"accelerator": {"type": "tpu", "tpu": {"accelerator": "a", "topology": "2x2"}}}) == "1"
+    assert ranks({"accelerator": {"type": "tpu", "tpu": {"accelerator": "a", "topology": "2x2"}}}) == "4"
     assert ranks({}) == "1"
 
 
@@ -117,9 +117,9 @@ def test_one_slice_needs_no_megascale() -> None:
     assert not any(name.startswith("MEGASCALE") for name in variables(worker(tpu_run(4), 0)))
 
 
-def test_slices_of_one_host_may_share_a_node_pool() -> None:
-    assert "affinity" not in worker(tpu_run(2, "2x2"), 0)["spec"]
-    assert trainer(worker(tpu_run(2, "1x1"), 0))["resources"]["limits"] == {"google.com/tpu": "1"}
+def test_slice_of_one_host_may_share_a_node_pool() -> None:
+    assert "affinity" not in worker(tpu_run(1, "2x2"), 0)["spec"]
+    assert trainer(worker(tpu_run(1, "1x1"), 0))["resources"]["limits"] == {"google.com/tpu": "1"}
 
 
 # --- podTemplate ----------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """spec.accelerator: what the ranks compute on, and where such machines are."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -10,9 +11,11 @@ from everstep_operator.api.rules import Rule
 CUDA_RESOURCE = "nvidia.com/gpu"
 TPU_RESOURCE = "google.com/tpu"
 
-#: Chips of a topology such as 4x4 or 2x2x4, in CEL: its factors as `d`.
-_WITH_FACTORS = "[{topology}.split('x').map(n, int(n))]"
-_CHIPS = "(d[0] * d[1] * (d.size() == 3 ? d[2] : 1))"
+
+def chips(tpu: str) -> str:
+    """CEL of the chips of a slice: the product of the numbers in 4x4 or 2x2x4. `tpu`: where the object is."""
+    factors = f"{tpu}.topology.split('x')"
+    return f"(int({factors}[0]) * int({factors}[1]) * ({factors}.size() == 3 ? int({factors}[2]) : 1))"
 
 
 class Toleration(Model):
@@ -61,8 +64,7 @@ class Tpu(Model):
     RULES = (
         Rule(
             lambda t: t.chips < t.chips_per_host or t.chips % t.chips_per_host == 0,
-            f"{_WITH_FACTORS.format(topology='self.topology')}.all(d, "
-            f"{_CHIPS} < self.chipsPerHost || {_CHIPS} % self.chipsPerHost == 0)",
+            f"{chips('self')} < self.chipsPerHost || {chips('self')} % self.chipsPerHost == 0",
             "accelerator.tpu.topology {topology} does not divide into hosts of {chipsPerHost} chips: "
             "change topology or chipsPerHost",
         ),
@@ -71,10 +73,7 @@ class Tpu(Model):
     @property
     def chips(self) -> int:
         """Of one slice."""
-        chips = 1
-        for factor in self.topology.split("x"):
-            chips *= int(factor)
-        return chips
+        return math.prod(map(int, self.topology.split("x")))
 
     @property
     def hosts(self) -> int:
@@ -147,7 +146,5 @@ class Accelerator(Model):
 def whole_slices(field: str) -> str:
     """CEL of spec: self.<field> is a multiple of the pods of one TPU slice."""
     tpu = "self.accelerator.tpu"
-    return (
-        f"!has({tpu}) || {_WITH_FACTORS.format(topology=tpu + '.topology')}.all(d, {_CHIPS} <= {tpu}.chipsPerHost || "
-        f"self.{field} % ({_CHIPS} / {tpu}.chipsPerHost) == 0)"
-    )
+    hosts = f"({chips(tpu)} / {tpu}.chipsPerHost)"
+    return f"!has({tpu}) || {chips(tpu)} <= {tpu}.chipsPerHost || self.{field} % {hosts} == 0"

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from everstep_operator.api.accelerator import Accelerator, whole_slices
+from everstep_operator.api.accelerator import Accelerator, chips, whole_slices
 from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.elastic import MAX_NODES, ElasticPolicy
 from everstep_operator.api.failure_policy import FailurePolicy
@@ -93,7 +93,7 @@ class Spec(Model):
         default=0,
         ge=0,
         le=1_024,
-        description="Ranks per node, one process each. 0: one per CUDA device; one on CPUs, and one for a TPU host.",
+        description="Ranks per node, one process each. 0: one for each device of the accelerator; on CPUs, one.",
     )
     accelerator: Accelerator = Field(default=Accelerator(), description="What the ranks compute on, and where.")
     trainer: Trainer = Field(description="What to run.")
@@ -174,9 +174,19 @@ class Spec(Model):
             "topology {accelerator.tpu.topology}: write multiples of the hosts of one slice",
         ),
         Rule(
-            lambda s: s.accelerator.tpu is None or s.num_proc_per_node <= 1,
-            "!has(self.accelerator.tpu) || self.numProcPerNode <= 1",
-            "numProcPerNode {numProcPerNode} does not go with a TPU: one process drives all chips of a host; remove it",
+            lambda s: s.accelerator.tpu is None or s.num_nodes == 1 or s.accelerator.tpu.hosts > 1,
+            "!has(self.accelerator.tpu) || self.numNodes == 1 || "
+            f"{chips('self.accelerator.tpu')} > self.accelerator.tpu.chipsPerHost",
+            "numNodes {numNodes} with TPU slices of one host ({accelerator.tpu.topology}), which cannot be joined: "
+            "take a larger topology, or a run for each slice",
+        ),
+        Rule(
+            lambda s: s.accelerator.tpu is None or s.num_proc_per_node in (0, 1, s.accelerator.tpu.chips_here),
+            "!has(self.accelerator.tpu) || self.numProcPerNode <= 1 || "
+            "self.numProcPerNode == self.accelerator.tpu.chipsPerHost || "
+            f"self.numProcPerNode == {chips('self.accelerator.tpu')}",
+            "numProcPerNode {numProcPerNode} does not go with the chips of a TPU host: "
+            "write 1 (one rank drives all of them), or remove it (a rank for each)",
         ),
         Rule(
             lambda s: not s.trainer.resources.names(s.accelerator.resource),
@@ -207,7 +217,7 @@ class Spec(Model):
     def ranks_per_node(self) -> int:
         if self.num_proc_per_node:
             return self.num_proc_per_node
-        return self.accelerator.count_here if self.accelerator.type == "cuda" else 1
+        return self.accelerator.count_here or 1
 
     @property
     def min_nodes(self) -> int:

@@ -22,11 +22,11 @@ class TpuPool(Pool):
         return self.accelerator.tpu
 
     def env(self, node: int) -> dict[str, str]:
-        """GKE sets the first two for Indexed Jobs and JobSets only."""
+        """Worker numbers and names: GKE sets them for Indexed Jobs and JobSets only."""
         slice_id, worker = divmod(node, self.tpu.hosts)
         first = slice_id * self.tpu.hosts
         names = [self._name(other) for other in range(first, first + self.tpu.hosts)]
-        variables = {"TPU_WORKER_ID": str(worker), "TPU_WORKER_HOSTNAMES": ",".join(names)}
+        variables = {"PJRT_DEVICE": "TPU", "TPU_WORKER_ID": str(worker), "TPU_WORKER_HOSTNAMES": ",".join(names)}
         slices = self.run.spec.num_nodes // self.tpu.hosts
         if slices > 1:
             variables |= {
