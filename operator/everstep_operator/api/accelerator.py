@@ -143,8 +143,9 @@ class Accelerator(Model):
         return self.tpu.chips_here if self.tpu is not None else (self.count or 1) if self.type == "cuda" else 0
 
 
-def whole_slices(field: str) -> str:
-    """CEL of spec: self.<field> is a multiple of the pods of one TPU slice."""
-    tpu = "self.accelerator.tpu"
-    hosts = f"({chips(tpu)} / {tpu}.chipsPerHost)"
-    return f"!has({tpu}) || {chips(tpu)} <= {tpu}.chipsPerHost || self.{field} % {hosts} == 0"
+_TPU = "self.accelerator.tpu"
+#: CEL of spec: numNodes is a multiple of the pods of one TPU slice.
+WHOLE_SLICES = (
+    f"!has({_TPU}) || {chips(_TPU)} <= {_TPU}.chipsPerHost || "
+    f"self.numNodes % ({chips(_TPU)} / {_TPU}.chipsPerHost) == 0"
+)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from everstep_operator.api.accelerator import Accelerator, chips, whole_slices
+from everstep_operator.api.accelerator import WHOLE_SLICES, Accelerator, chips
 from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.elastic import MAX_NODES, ElasticPolicy
 from everstep_operator.api.failure_policy import FailurePolicy
@@ -155,23 +155,15 @@ class Spec(Model):
         ),
         Rule(
             lambda s: s.accelerator.tpu is None or s.num_nodes % s.accelerator.tpu.hosts == 0,
-            whole_slices("numNodes"),
+            WHOLE_SLICES,
             "numNodes {numNodes} are no whole TPU slices of topology {accelerator.tpu.topology} with "
             "{accelerator.tpu.chipsPerHost} chips a host: write a multiple of the hosts of one slice",
         ),
         Rule(
-            lambda s: (
-                s.accelerator.tpu is None
-                or s.elastic_policy is None
-                or (
-                    (s.elastic_policy.min_nodes % s.accelerator.tpu.hosts == 0)
-                    and (s.elastic_policy.step % s.accelerator.tpu.hosts == 0)
-                )
-            ),
-            f"!has(self.elasticPolicy) || ({whole_slices('elasticPolicy.minNodes')}) && "
-            f"({whole_slices('elasticPolicy.step')})",
-            "elasticPolicy.minNodes {elasticPolicy.minNodes} or step {elasticPolicy.step} are no whole TPU slices of "
-            "topology {accelerator.tpu.topology}: write multiples of the hosts of one slice",
+            lambda s: s.accelerator.tpu is None or s.elastic_policy is None,
+            "!has(self.accelerator.tpu) || !has(self.elasticPolicy)",
+            "elasticPolicy does not go with a TPU, whose hosts cannot leave or join a running world: "
+            "remove it, and change numNodes while the run is suspended",
         ),
         Rule(
             lambda s: s.accelerator.tpu is None or s.num_nodes == 1 or s.accelerator.tpu.hosts > 1,
