@@ -76,10 +76,14 @@ def write(place: str, tree: Any, tensors: dict[str, torch.Tensor]) -> int:
             written += len(piece)
             yield piece
 
-    size = sum(tensor.nbytes for tensor in tensors.values())  # what decides how a store puts it
-    storage, key = _open(place)
-    storage.put(key, Body(size, pieces))
+    put(place, Body(sum(tensor.nbytes for tensor in tensors.values()), pieces))  # the size decides how a store puts it
     return written
+
+
+def put(place: str, body: Body) -> None:
+    """A file with these bytes, whole or not at all."""
+    storage, key = _open(place)
+    storage.put(key, body)
 
 
 def _pumped(save: Callable[[Any], None]) -> Iterator[bytes]:
@@ -148,10 +152,7 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
     try:
         if is_url(place):
             with tempfile.TemporaryFile() as file:
-                storage, key = _open(place)
-                for piece in storage.get(key):
-                    file.write(piece)
-                file.seek(0)
+                fetch(place, file)
                 checkpoint = torch.load(file, where, weights_only=True)
         else:
             checkpoint = torch.load(place, where, weights_only=True, mmap=mmap and zipfile.is_zipfile(place))
@@ -174,6 +175,33 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
             f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
         )
     return {key: _with_numpy(value) for key, value in checkpoint.items()}
+
+
+def damage(place: str) -> str:
+    """What is wrong with a file; "" if it is as it was written, and data only."""
+    with tempfile.TemporaryFile() as file:
+        try:
+            fetch(place, file)
+            with zipfile.ZipFile(file) as archive:
+                wrong = archive.testzip()
+            if wrong is not None:
+                return f"{place} is damaged: its part {wrong} has changed since it was written"
+            read(place, "cpu", mmap=True)
+        except FileNotFoundError:
+            return f"there is no checkpoint file {place}"
+        except zipfile.BadZipFile:
+            return f"{place} is damaged, or no checkpoint file: it is cut short, or was never one"
+        except (ConfigurationError, StorageError) as error:
+            return str(error)
+    return ""
+
+
+def fetch(place: str, file: Any) -> None:
+    """Copy it into an open file, which stands at its beginning then."""
+    storage, key = _open(place)
+    for piece in storage.get(key):
+        file.write(piece)
+    file.seek(0)
 
 
 def exists(place: str) -> bool:

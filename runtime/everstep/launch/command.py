@@ -68,6 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str
     kind = parser.add_mutually_exclusive_group()
     option.switch("-m", "--module", into=kind, help="run a module, as `python -m` does")
     option.switch("--no-python", into=kind, help="run a program that is no Python script")
+    option.switch(
+        "--lightning-alias",
+        help="`import lightning` and `import pytorch_lightning` are Everstep in the workers, for scripts as they are",
+    )
     for flag, instead in REFUSED.items():
         names = [name for name in (_SHORT.get(flag), *_spellings(flag)) if name]
         parser.add_argument(*names, action=_Refuse, instead=instead, nargs="?", help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
 """What the flags and the environment say about a launcher, read in one place."""
 
 import argparse
+import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 from everstep.errors import ConfigurationError
 from everstep.launch.coordinators import Coordinator, GivenCoordinator, OwnCoordinator, address_towards
 from everstep.launch.devices import count_cpus, count_gpus
+from everstep.launch.lightning_alias import FOLDER
 from everstep.launch.processes import Command
 from everstep_protocol import env
 from everstep_protocol.messages import Intent
@@ -66,6 +68,9 @@ def read(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Sett
         run_id, node, restarts = run_id or "none", _node(args, environment), 0
         address = args.local_addr or environment.get(env.NODE_ADDRESS) or _address(url)
         coordinator = GivenCoordinator(url, token)
+    if args.lightning_alias:
+        path = environment.get("PYTHONPATH")
+        environment = {**environment, "PYTHONPATH": f"{FOLDER}{os.pathsep}{path}" if path else str(FOLDER)}
     last_words = environment.get(env.TERMINATION_FILE)
     settings = Settings(
         nproc=nproc,
