@@ -41,7 +41,7 @@ def to_torchscript(
             scripted: Any = torch.jit.script(module, **kwargs)
         else:
             example = _example(module, example_inputs, "to_torchscript", "example_inputs")
-            scripted = torch.jit.trace(module, example, **kwargs)
+            scripted = torch.jit.trace(module, example, **kwargs)  # type: ignore[no-untyped-call]
     if file_path is not None:
         from everstep.checkpoint import ckpt
         from everstep.checkpoint.storage import Body

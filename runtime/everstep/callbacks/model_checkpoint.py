@@ -53,6 +53,7 @@ class ModelCheckpoint(Checkpoint):
     CHECKPOINT_NAME_LAST = "last"
     FILE_EXTENSION = ".ckpt"
     STARTING_VERSION = 1
+    monitors = True
 
     def __init__(
         self,
@@ -221,6 +222,7 @@ class ModelCheckpoint(Checkpoint):
         if self._save_on_train_epoch_end is not None:
             return self._save_on_train_epoch_end
         once = trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
+        once = once and trainer.val_check_seconds is None
         return not trainer.validates or once
 
     def _ask(self, trainer: "Trainer", epoch_over: bool = False) -> None:

@@ -5,8 +5,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
+
 from everstep.checkpoint import ckpt
-from everstep.checkpoint.save import Staging
 from everstep.errors import EverstepError, StorageError
 
 
@@ -17,7 +18,7 @@ class CkptWriter:
     """
 
     def __init__(self) -> None:
-        self._staging = Staging()
+        self._kept: dict[str, torch.Tensor] = {}
         self._work: queue.SimpleQueue[Callable[[], Any]] = queue.SimpleQueue()
         self._busy = threading.Semaphore(0)
         self._given = 0  # pieces of work, not yet known to be done
@@ -33,9 +34,19 @@ class CkptWriter:
         """
         self.wait()  # the kept memory is of one state
         tree, tensors = ckpt.data_of(checkpoint)
-        copies = self._staging.fill(tensors)
+        copies = self._copied(tensors)
         for place in places:
             self.later(lambda place=place: ckpt.write(place, tree, copies))  # type: ignore[misc]
+
+    def _copied(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Into the memory of the save before, where it fits."""
+        before, self._kept = self._kept, {}
+        for name, tensor in tensors.items():
+            kept = before.pop(name, None)
+            if kept is None or kept.shape != tensor.shape or kept.dtype != tensor.dtype:
+                kept = torch.empty(tensor.shape, dtype=tensor.dtype)
+            self._kept[name] = kept.copy_(tensor)
+        return self._kept
 
     def later(self, work: Callable[[], Any]) -> None:
         """Do it after everything that was given before."""

@@ -68,8 +68,7 @@ class Staging:
         self._body = torch.empty(0, dtype=torch.uint8)
         self._views: dict[str, torch.Tensor] = {}
 
-    def fill(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Copy them; returns the copies, which the next `fill` overwrites."""
+    def fill(self, tensors: dict[str, torch.Tensor]) -> None:
         specs = {name: Spec(tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
         layout = Layout.of(specs)
         if layout != self._layout:
@@ -78,7 +77,6 @@ class Staging:
             self._layout, self._views = layout, layout.views(self._body)
         for name, view in self._views.items():
             view.copy_(tensors[name])
-        return self._views
 
     def __bool__(self) -> bool:
         return bool(self._views)

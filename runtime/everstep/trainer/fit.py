@@ -50,6 +50,7 @@ class Fit:
         self.stream_state: Any = None
         self.saved_step = -1
         self.last_batch = False
+        self.cut: tuple[int, int] | None = None  # epoch and position at which the fit ended inside of an epoch
         self._source: Source | None = None
         self._loaded_epoch = 0  # when the training loader was made
 
@@ -76,8 +77,10 @@ class Fit:
             self.validation.make_loaders()
         self.run_.stage(Stage.TRAINING)
         self.hooks.call("on_train_start")
+        trainer.keeper.begin(self)
         while not self.stopping.finished:
             self._epoch()
+        trainer.keeper.end()
         self.hooks.call("on_train_end")
         self.strategy.align_buffers(self.module)
 
@@ -164,6 +167,7 @@ class Fit:
                 self.seen += micro.round_stop - self.position
                 self.position = micro.round_stop
                 if last or self.stopping.finished:
+                    self.cut = None if last else (trainer.current_epoch, self.position)
                     break
                 self._boundary()
         return index
@@ -173,6 +177,8 @@ class Fit:
     def _boundary(self) -> None:
         """Everything up to here is done: tell the launcher, stop if that is agreed, save if that is due."""
         run, step = self.run_, self.trainer.global_step - self.first_step
+        if self.trainer.keeper.pending:
+            self.trainer.keeper.flush()
         if run.seat is not None:
             run.enter(step + 1, self._save_and_tell)
             self._note()
@@ -196,6 +202,11 @@ class Fit:
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
         self.run_.save(step, self.state(), rank, wait)
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Epoch and position from which the training would go on."""
+        return self.cut or (self.trainer.current_epoch, self.position)
+
     def state(self) -> Tree:
         """Everything a resume needs that is the same on every rank."""
         return {"checkpoint": dump(self.trainer, self)}
@@ -204,8 +215,8 @@ class Fit:
         load(self.trainer, self, restored.shared["checkpoint"])
         self.saved_step = self.trainer.global_step - self.first_step
         if restored.rank is not None:
-            self.logs.load_state_dict(restored.rank["means"])
-            self.stream_state = restored.rank["stream"]
+            self.logs.load_state_dict(restored.rank.get("means", {}))  # none at the end of a completed fit
+            self.stream_state = restored.rank.get("stream")
 
     def _note(self, force: bool = False) -> None:
         trainer = self.trainer

@@ -32,6 +32,21 @@ class Keeper:
         self._after: list[Callable[[], Any]] = []
         self._writer = CkptWriter()
 
+    def begin(self, fit: "Fit") -> None:
+        """The steps of a fit begin."""
+        self.fit, self.left, self.inside = fit, None, True
+
+    def end(self) -> None:
+        """There are no more steps; every file that was asked for is there when this returns. Collective.
+
+        Raises:
+            StorageError: one could not be written.
+        """
+        self.inside = False
+        self.flush()
+        self._writer.wait()
+        self.trainer.strategy.barrier()
+
     def between_steps(self, work: Callable[[], None]) -> None:
         """Do it when everything of the present step is done: validation, the epoch's end if it is one, schedulers."""
         self.pending.append(work)
@@ -65,21 +80,14 @@ class Keeper:
     def save_now(self, place: str, weights_only: bool) -> None:
         """Write it before this returns, without a copy of the state."""
         checkpoint = self.dump(weights_only)
+        self._writer.wait()
         if self.trainer.is_global_zero:
             ckpt.write(place, *ckpt.data_of(checkpoint))
         self.trainer.strategy.barrier()
 
-    def wait(self) -> None:
-        """Until every file is there, for all ranks. Collective.
-
-        Raises:
-            StorageError: one could not be written.
-        """
-        self._writer.wait()
-        self.trainer.strategy.barrier()
-
     def abandon(self) -> None:
         """The call ends by an exception: what is being written is finished, whatever becomes of it."""
+        self.inside = False
         self.pending.clear()
         try:
             self._writer.wait()
@@ -91,7 +99,7 @@ class Keeper:
         trainer, fit = self.trainer, self.fit
         if fit is not None and fit.module is not trainer.lightning_module:
             fit = None  # another model since
-        checkpoint: Tree = dump(trainer, fit, weights_only=weights_only)
+        checkpoint: Tree = trainer.strategy.gather(dump(trainer, fit, weights_only=weights_only))
         if weights_only:
             return checkpoint
         if fit is None and self.left is not None:

@@ -47,8 +47,8 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
             checkpoint["everstep"] |= {
                 "fit": {
                     "first_step": fit.first_step,
-                    "epoch": trainer.current_epoch,
-                    "position": fit.position,
+                    "epoch": fit.place[0],
+                    "position": fit.place[1],
                     "batches_that_stepped": trainer.batches_that_stepped,
                     "earlier_rounds": fit.earlier_rounds,
                     "passed": fit.stopping.passed,
@@ -131,14 +131,19 @@ def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
     assert module is not None
     if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
-    module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy.load_model_state)
+    load_model(trainer, module, checkpoint)
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, module, checkpoint)
         state = states.get(callback.state_key, states.get(type(callback).__qualname__))
         if state is not None:
             callback.load_state_dict(state)
+
+
+def load_model(trainer: "Trainer", module: LightningModule, checkpoint: Tree) -> None:
+    """The weights alone, for an evaluation of them."""
+    module.on_load_checkpoint(checkpoint)
+    load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy.load_model_state)
 
 
 def load_weights(
@@ -184,9 +189,9 @@ def _some(names: list[str], most: int = 6) -> str:
 
 def _place(trainer: "Trainer", fit: "Fit | None") -> tuple[int, int, bool]:
     """Epoch, its finished batches of a rank, and whether they are all."""
-    epoch = trainer.current_epoch
-    if fit is not None and fit.position:
-        return epoch, fit.source.rounds_of(fit.position), False
+    epoch, position = fit.place if fit is not None else (trainer.current_epoch, 0)
+    if fit is not None and position:
+        return epoch, fit.source.rounds_of(position), False
     if epoch == 0:
         return 0, 0, False
     rounds = trainer.num_training_batches

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 
 from everstep import seed
-from everstep.callbacks import Callback, ProgressBar
+from everstep.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from everstep.checkpoint.ckpt import as_place
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
 from everstep.loggers import CSVLogger, DummyLogger, Logger
@@ -18,16 +19,19 @@ from everstep.precision import Precision
 from everstep.profilers import Profiler
 from everstep.strategies import DDPStrategy, Strategy
 from everstep.trainer import arguments
+from everstep.trainer.ckpt_path import CkptPath
+from everstep.trainer.ckpt_path import load as load_ckpt
 from everstep.trainer.clock import Duration, seconds
 from everstep.trainer.evaluate import Evaluation, Stage
 from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
+from everstep.trainer.keep import Keeper
 from everstep.trainer.loaders import Loaders
 from everstep.trainer.logs import Logs
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
-from everstep.trainer.state import load_module
+from everstep.trainer.state import load_model, load_module
 from everstep.trainer.transfer import transfer
 from everstep_protocol.messages import Stage as BoardStage
 
@@ -47,7 +51,9 @@ class Trainer:
         plugins: a Precision or a Strategy, or a list of such, as another way to give them.
         logger: True: a CSVLogger in default_root_dir; False: none; or a Logger, or several.
         enable_logging: False: logger=False.
-        callbacks: called in this order; a progress bar comes last.
+        callbacks: called in this order, then a progress bar; those that keep checkpoints come last.
+        enable_checkpointing: False: no ModelCheckpoint. Default: one is added, which keeps the latest epoch, unless
+            there is one among the callbacks. A run's own checkpoints, from which it recovers, are apart from this.
         max_epochs: stop after so many; -1: never. Default: 1000, if no other end is given.
         max_steps: stop after so many optimizer steps; -1: never.
         max_time: stop after so long: "DD:HH:MM:SS", a timedelta or a dict of its arguments. Earlier lives count.
@@ -93,6 +99,7 @@ class Trainer:
         logger: Logger | Iterable[Logger] | bool | None = None,
         enable_logging: bool | None = None,
         callbacks: Callback | Iterable[Callback] | None = None,
+        enable_checkpointing: bool | None = None,
         fast_dev_run: int | bool = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
@@ -193,6 +200,15 @@ class Trainer:
         bar = enable_progress_bar is not False
         if bar and self.is_global_zero and not any(isinstance(c, ProgressBar) for c in self.callbacks):
             self.callbacks.append(ProgressBar())
+        keeping: list[Callback] = list(self.checkpoint_callbacks)
+        if keeping and enable_checkpointing is False:
+            raise ConfigurationError(
+                f"enable_checkpointing=False, but {type(keeping[0]).__name__} is among the callbacks: take one of them "
+                "away"
+            )
+        if not keeping and enable_checkpointing is not False and not barebones:
+            keeping = [ModelCheckpoint()]
+        self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, Checkpoint)] + keeping
         self.logs = Logs(self.strategy, self.loggers if self.is_global_zero else [])
 
         self.state: State | None = None  # of the Trainer call that is running
@@ -216,6 +232,9 @@ class Trainer:
         self.predictions: list[list[Any]] = []  # of a prediction that is running or was the last, by loader
         self.prediction_indices: list[list[list[int] | None]] = []  # of their samples in the datasets, where known
         self._fit: Fit | None = None
+        self.keeper = Keeper(self)
+        self.ckpt_path: str | None = None  # of the present call, or the last: what it has loaded
+        self.resumed = False  # does the present call go on with what an earlier life of the script has begun?
 
     def _set_algorithms(self, deterministic: bool | Literal["warn"] | None, benchmark: bool | None) -> None:
         if deterministic is not None:
@@ -250,6 +269,8 @@ class Trainer:
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
+        ckpt_path: CkptPath | None = None,
+        weights_only: bool | None = None,
     ) -> None:
         """Train. After a restart of the script: resume, or return at once if this call was completed before.
 
@@ -258,7 +279,11 @@ class Trainer:
                 or a datamodule; default: the datamodule's or the module's.
             val_dataloaders: a DataLoader, or a list or dict of them; default likewise. Used if there is a
                 validation_step.
+            ckpt_path: go on from this checkpoint: a path or URL of a .ckpt file or of a run's checkpoints; "last";
+                "best"; "latest"; or a step. A restarted script goes on from its own checkpoints instead.
+            weights_only: False is refused: nothing is ever unpickled.
         """
+        _check_weights_only(weights_only)
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
             raise ConfigurationError("both val_dataloaders and a datamodule are given: give one of them")
@@ -288,7 +313,7 @@ class Trainer:
             self.run.complete("fit", self.strategy, self.global_step - fit.first_step, result, fit.state)
 
         self.should_stop = False
-        self._call("fit", model, datamodule, work)
+        self._call("fit", model, datamodule, work, ckpt_path)
 
     def validate(
         self,
@@ -296,14 +321,18 @@ class Trainer:
         dataloaders: Any = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        ckpt_path: CkptPath | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """One pass over the validation loaders; returns the logged epoch values of each.
 
         Args:
             model: default: that of the call before. dataloaders: a DataLoader, a list or dict of them, or a datamodule;
                 default: the datamodule's or the module's. verbose: print the values on rank 0.
+            ckpt_path: load these weights first; as of `fit`. Default: the model's own, or "best" without a model.
         """
-        metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule)
+        _check_weights_only(weights_only)
+        metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule, ckpt_path)
         if verbose:
             self._print_metrics("validate", metrics)
         return metrics
@@ -314,9 +343,12 @@ class Trainer:
         dataloaders: Any = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
+        ckpt_path: CkptPath | None = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """One pass over the test loaders; returns the logged epoch values of each. Arguments as of `validate`."""
-        metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule)
+        _check_weights_only(weights_only)
+        metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule, ckpt_path)
         if verbose:
             self._print_metrics("test", metrics)
         return metrics
@@ -327,6 +359,8 @@ class Trainer:
         dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool = True,
+        ckpt_path: CkptPath | None = None,
+        weights_only: bool | None = None,
     ) -> Any:
         """What predict_step returned for each batch of this rank; a list of such lists for several loaders.
 
@@ -335,8 +369,9 @@ class Trainer:
         Args:
             return_predictions: False: keep nothing and return None; callbacks have seen each batch.
         """
+        _check_weights_only(weights_only)
         outputs: list[list[Any]] = self._evaluate(
-            "predict", model, dataloaders, datamodule, keep=return_predictions is not False
+            "predict", model, dataloaders, datamodule, ckpt_path, keep=return_predictions is not False
         )
         if not return_predictions:
             return None
@@ -344,13 +379,15 @@ class Trainer:
 
     def _evaluate(
         self, kind: State, model: LightningModule | None, dataloaders: Any, datamodule: LightningDataModule | None,
-        keep: bool = False,
+        ckpt_path: CkptPath | None, keep: bool = False,
     ) -> Any:  # fmt: skip
         dataloaders, datamodule = _datamodule_or(dataloaders, datamodule)
         module = model if model is not None else self.lightning_module
         if module is None:
             raise ConfigurationError(f"there is nothing to {kind}: give a model, as in trainer.{kind}(model)")
         _check_module(module)
+        if model is None and ckpt_path is None and self.best_model_path:
+            ckpt_path = "best"
         stage = _STAGES[kind]
         method = {"validation": "val_dataloader"}.get(stage, f"{stage}_dataloader")
         if kind != "predict" and not overridden(module, f"{stage}_step"):
@@ -374,7 +411,7 @@ class Trainer:
                 self.run.complete(kind, self.strategy, 0, result, None)
             return outputs if kind == "predict" else metrics
 
-        return self._call(kind, module, datamodule, work)
+        return self._call(kind, module, datamodule, work, ckpt_path)
 
     def _call(
         self,
@@ -382,11 +419,13 @@ class Trainer:
         model: LightningModule,
         datamodule: LightningDataModule | None,
         work: Callable[[Hooks, Begun], Any],
+        ckpt_path: CkptPath | None,
     ) -> Any:
         """One Trainer call: set up, then work, or take what an earlier life of the script has left."""
         self.strategy.connect(self.run.environment)
         self.run.open(self.strategy)
         begun = self.run.begin(kind)
+        self.resumed, self.ckpt_path = begun.record is not None or begun.restored is not None, None
         self.lightning_module, model.trainer = model, self
         self.datamodule = datamodule
         if datamodule is not None:
@@ -409,6 +448,12 @@ class Trainer:
                 model.configure_model()
             self.precision_plugin.convert_module(model)
             self.strategy.setup(model)
+            if ckpt_path is not None and not (kind == "fit" and self.resumed):
+                chosen = load_ckpt(self, ckpt_path)
+                if kind == "fit":
+                    begun.restored = chosen
+                else:
+                    load_model(self, model, chosen.shared["checkpoint"])
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
             else:
@@ -417,6 +462,7 @@ class Trainer:
         except BaseException as error:
             if not isinstance(error, Stopped):
                 hooks.call("on_exception", error)
+            self.keeper.abandon()
             for logger in self.logs.loggers:
                 logger.finalize("failed")
             raise
@@ -448,13 +494,71 @@ class Trainer:
         self.batches_that_stepped = record["batches_that_stepped"]
         self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
         if begun.restored is not None:
-            load_module(self, begun.restored.shared["checkpoint"])
+            self.keeper.fit, self.keeper.left = None, begun.restored.shared["checkpoint"]
+            load_module(self, self.keeper.left)
         return None
 
     def _print_metrics(self, kind: str, metrics: list[dict[str, float]]) -> None:
         for number, values in enumerate(metrics):
             which = f", dataloader {number}" if len(metrics) > 1 else ""
             self.print(f"{kind}{which}:", *(f"{name} {value:.6g}" for name, value in sorted(values.items())))
+
+    # Checkpoint files.
+
+    def save_checkpoint(
+        self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: Any = None
+    ) -> None:
+        """Write a `.ckpt` file to a path or URL; it is there when this returns. Called by all ranks.
+
+        Args:
+            weights_only: without what only a training needs: optimizers, schedulers, callbacks, random states.
+
+        Raises:
+            ConfigurationError: no call has been made yet, so there is nothing to save.
+            StorageError: it could not be written.
+        """
+        if storage_options is not None:
+            raise ConfigurationError(
+                "storage_options are for a CheckpointIO of Lightning's: leave them out; object stores take credentials "
+                "and endpoints from the variables of their own tools, such as AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL"
+            )
+        if self.lightning_module is None:
+            raise ConfigurationError(
+                "there is nothing to save yet: call fit, validate, test or predict with a model first"
+            )
+        self.keeper.save_now(as_place(filepath), bool(weights_only))
+
+    @property
+    def checkpoint_callbacks(self) -> list[Checkpoint]:
+        return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
+
+    @property
+    def checkpoint_callback(self) -> Checkpoint | None:
+        """The first."""
+        return next(iter(self.checkpoint_callbacks), None)
+
+    @property
+    def best_model_path(self) -> str:
+        """Of the first ModelCheckpoint that has one; else ""."""
+        paths = [c.best_model_path for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        return next((path for path in paths if path), "")
+
+    @property
+    def validates(self) -> bool:
+        """Does the fit that is running, or was the last, validate?"""
+        return self._fit is not None and self._fit.validation is not None
+
+    def artifacts(self, name: str) -> str:
+        """A folder for this Trainer's files: in its logger's; in a run below the checkpoint uri, to outlive the pod."""
+        uri = self.run.environment.checkpoint_uri
+        root = f"{as_place(uri)}/artifacts" if uri is not None else str(self.default_root_dir.absolute())
+        logger = self.logger
+        if logger is None or self.fast_dev_run:
+            return f"{root}/{name}"
+        if uri is None and logger.log_dir is not None:
+            return f"{os.path.abspath(logger.log_dir)}/{name}"
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        return f"{root}/{logger.name}/{version}/{name}"
 
     # What hooks ask.
 
@@ -582,6 +686,14 @@ class Trainer:
         """Print on rank 0."""
         if self.is_global_zero:
             print(*args, **kwargs)
+
+
+def _check_weights_only(weights_only: bool | None) -> None:
+    if weights_only is False:
+        raise ConfigurationError(
+            "weights_only=False would unpickle, which runs code that is in the file: leave it out. For a file that "
+            "needs it: everstep checkpoint convert --trust old.ckpt new.ckpt"
+        )
 
 
 def _check_module(model: Any) -> None:

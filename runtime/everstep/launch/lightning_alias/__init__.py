@@ -1,4 +1,4 @@
-"""`lightning`, `lightning.pytorch`, `lightning.fabric`, `pytorch_lightning`: Everstep under these names, in this process.
+"""Everstep under the names `lightning`, `lightning.pytorch`, `lightning.fabric`, `pytorch_lightning`, in this process.
 
 For scripts that are not to be edited. A module or a name that Everstep does not have raises, with what to use instead.
 """

@@ -1,5 +1,7 @@
-"""Read by every interpreter that has this folder on its PYTHONPATH: `everstep launch --lightning-alias` puts it there,
-so that workers, and what they spawn, have the alias before their first line. The user's own sitecustomize runs after."""
+"""Read by every interpreter that has this folder on its PYTHONPATH: `everstep launch --lightning-alias` puts it there.
+
+So workers, and what they spawn, have the alias before their first line. The user's own sitecustomize runs after.
+"""
 
 import sys
 from importlib.machinery import PathFinder
