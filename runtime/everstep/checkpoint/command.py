@@ -207,9 +207,9 @@ def _convert(args: argparse.Namespace) -> int:
     from everstep.checkpoint import ckpt
 
     if args.trust:
-        from everstep.checkpoint import trusted
+        from everstep.checkpoint.trusted import unpickled
 
-        checkpoint, left_out = trusted.read(ckpt.as_place(args.source))
+        checkpoint, left_out = unpickled(ckpt.as_place(args.source))
         for what in left_out:
             print(f"everstep: left out, as it is no plain data: {what}", file=sys.stderr)
     else:

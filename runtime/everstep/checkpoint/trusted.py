@@ -18,7 +18,7 @@ from everstep.checkpoint import ckpt
 from everstep.errors import ConfigurationError
 
 
-def read(place: str) -> tuple[dict[str, Any], list[str]]:
+def unpickled(place: str) -> tuple[dict[str, Any], list[str]]:
     """The checkpoint as plain data, and what is not in it, with its place.
 
     Raises:
