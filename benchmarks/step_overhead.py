@@ -106,7 +106,14 @@ class Logging(Module):
 
 
 def fit(module: Module, steps: int, **arguments: Any) -> Clock:
-    trainer = L.Trainer(max_epochs=1, logger=False, enable_progress_bar=False, accelerator="cpu", **arguments)
+    trainer = L.Trainer(
+        max_epochs=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        accelerator="cpu",
+        **arguments,
+    )
     trainer.fit(module, loader(steps))
     assert trainer.global_step == steps, f"{trainer.global_step} of {steps} steps"
     return module.clock

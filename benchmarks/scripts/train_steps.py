@@ -53,6 +53,7 @@ def main() -> None:
         strategy="ddp",
         logger=False,
         enable_progress_bar=False,
+        enable_checkpointing=False,
         callbacks=[Trace(args.trace, args.pause)],
     )
     trainer.fit(Net(), DataLoader(data, batch_size=8))

@@ -134,6 +134,7 @@ def main() -> None:
         logger=False,
         log_every_n_steps=5,
         enable_progress_bar=False,
+        enable_checkpointing=False,  # no .ckpt files: the run keeps its own checkpoints
         num_sanity_val_steps=0,
     )
     trainer.fit(model, data)

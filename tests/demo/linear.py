@@ -54,6 +54,13 @@ if args.forget_random:
     run = Run(run.environment, seat=run.seat, restore_rng=False)
 inputs = torch.randn(160, 8, generator=torch.Generator().manual_seed(1))
 data = DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), batch_size=8, shuffle=True)
-trainer = L.Trainer(max_steps=args.steps, logger=False, enable_progress_bar=False, log_every_n_steps=1, run=run)
+trainer = L.Trainer(
+    max_steps=args.steps,
+    logger=False,
+    enable_progress_bar=False,
+    enable_checkpointing=False,
+    log_every_n_steps=1,
+    run=run,
+)
 trainer.fit(Linear(), data)
 print(f"rank {os.environ.get('RANK', 0)} has done {trainer.global_step} steps", flush=True)
