@@ -35,9 +35,11 @@ RUN python3 -m venv --without-pip /opt/everstep \
        --constraint /src/constraints.txt --requirement /src/operator.txt \
     # Not for the operator: what `everstep inject` takes along into images that lack Everstep.
     && python3 -m pip --python /opt/everstep/bin/python install --no-cache-dir --no-compile --no-deps \
-       --constraint /src/constraints.txt obstore safetensors fsspec \
+       --constraint /src/constraints.txt obstore safetensors \
     && cd /opt/everstep/lib/python3*/site-packages \
     && python3 -OO -m compileall -q -b kubernetes && find kubernetes -name '*.py' -delete \
+    # A time zone database that dateutil falls back to; all our times are UTC.
+    && rm -r tzdata tzdata-* \
     && python3 -m compileall -q .
 
 FROM ${PYTHON_IMAGE} AS runtime-dependencies

@@ -10,8 +10,8 @@ from pathlib import Path
 HELP = "copy Everstep's packages into a folder (runs in init containers, for images that lack it)"
 
 #: Everstep itself, and those of its dependencies that any Python and torch will do for. What has to be built for one
-#: Python version, numpy and torch, is the image's own.
-PACKAGES = ("everstep", "everstep_protocol", "everstep_operator", "obstore", "safetensors", "fsspec")
+#: Python version, numpy and torch, is the image's own (and fsspec is torch's).
+PACKAGES = ("everstep", "everstep_protocol", "everstep_operator", "obstore", "safetensors")
 REQUIRED = PACKAGES[:3]
 
 
