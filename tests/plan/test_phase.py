@@ -31,7 +31,8 @@ def test_next_phase_stays_on_the_graph(
     phase: Phase | None, state: RunState | None, ready: int, failed_now: bool
 ) -> None:
     status = Status(phase=phase, nodes=Nodes(desired=2, ready=ready))
-    said = next_phase(status, None if state is None else report(state), min_nodes=2, failed_now=failed_now)
+    told = None if state is None else report(state)
+    said = next_phase(status, told, min_nodes=2, failed_now=failed_now, seen_generation=0)
     assert said == phase or said in GRAPH[phase]
     assert said is not Phase.RUNNING or ready == 2
 
@@ -63,6 +64,13 @@ def test_pending_says_why() -> None:
 
 def test_a_silent_coordinator_does_not_change_running() -> None:
     assert plan(running(), all_pods()).status.phase == "Running"
+
+
+@pytest.mark.parametrize("state", [RunState.WAITING, RunState.STARTING])
+def test_a_new_coordinator_that_has_not_heard_from_all_does_not_change_running(state: RunState) -> None:
+    for generation in (0, 1):
+        assert plan(running(), all_pods(), report(state, generation)).status.phase == "Running"
+    assert plan(running(), all_pods(), report(state, 2)).status.phase == "Restarting"
 
 
 def test_running_ends_when_fewer_than_min_nodes_run() -> None:

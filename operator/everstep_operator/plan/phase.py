@@ -19,8 +19,15 @@ GRAPH: dict[Phase | None, frozenset[Phase]] = {
 }
 
 
-def next_phase(status: Status, report: Report | None, *, min_nodes: int, failed_now: bool) -> Phase:
-    """The phase of a run that is neither over nor asked to stop. `failed_now`: this very look counted a failure."""
+def next_phase(
+    status: Status, report: Report | None, *, min_nodes: int, failed_now: bool, seen_generation: int
+) -> Phase:
+    """The phase of a run that is neither over nor asked to stop.
+
+    Args:
+        failed_now: this very look counted a failure.
+        seen_generation: the last generation that was known before this report.
+    """
     phase, ready, desired = status.phase, status.nodes.ready, status.nodes.desired
     state = report.state if report is not None else None
     if phase is None:
@@ -36,8 +43,12 @@ def next_phase(status: Status, report: Report | None, *, min_nodes: int, failed_
             return P.RESTARTING
         return P.RUNNING if state in (RunState.RUNNING, RunState.STOPPING) and ready >= min_nodes else P.STARTING
     if phase is P.RUNNING:
-        # A coordinator that is away stops nobody: training goes on while the pods run.
-        trains = state in (None, RunState.RUNNING, RunState.STOPPING) and not failed_now
+        # A coordinator that is away stops nobody: training goes on while the pods run. Nor does a new one that waits
+        # to hear from the launchers of a generation that was there before it.
+        away = report is None or (
+            state in (RunState.WAITING, RunState.STARTING) and report.generation <= seen_generation
+        )
+        trains = (away or state in (RunState.RUNNING, RunState.STOPPING)) and not failed_now
         return P.RUNNING if trains and ready >= min_nodes else P.RESTARTING
     if phase is P.RESTARTING and state is RunState.RUNNING and ready >= min_nodes and not failed_now:
         return P.RUNNING

@@ -189,7 +189,13 @@ def _started(status: Status, now: datetime) -> Status:
 def _moved(run: TrainingRun, status: Status, counted: Counted, observed: Observed) -> Status:
     """The phase, and why."""
     report = observed.report
-    phase = next_phase(status, report, min_nodes=run.spec.min_nodes, failed_now=bool(counted.new))
+    phase = next_phase(
+        status,
+        report,
+        min_nodes=run.spec.min_nodes,
+        failed_now=bool(counted.new),
+        seen_generation=run.status.generation,
+    )
     told = report.message if report is not None else ""
     before = status.phase
     status = status.model_copy(update={"phase": phase})

@@ -41,7 +41,7 @@ def count_failures(run: TrainingRun, status: Status, observed: Observed, now: da
             continue
         attempt = _attempt(failure, now)
         new.append(attempt)
-        final = last_word is not None and generation == last_word
+        final = (last_word is not None and generation == last_word) or not failure.reason.retryable
         spent = restarts.total >= run.spec.failure_policy.max_restarts
         over_budget = over_budget or (spent and not final)
         restarts = Restarts(
