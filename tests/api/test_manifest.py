@@ -89,6 +89,10 @@ def test_broken_yaml_says_where() -> None:
     assert refusal("a: \x00").startswith("run.yaml is not YAML: ")
 
 
+def test_nested_without_end() -> None:
+    assert "nested too deeply" in refusal("[" * 20_000)
+
+
 def test_key_given_twice() -> None:
     said = refusal(HEAD + "spec:\n  numNodes: 2\n  numNodes: 3\n")
     assert said == "run.yaml is not YAML: line 6, column 3: numNodes is given twice"

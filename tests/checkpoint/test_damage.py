@@ -165,3 +165,30 @@ def test_the_good_one_outlives_the_damaged(saved: Place, make: Make) -> None:
     checkpointer.save(0, 41, state(41), None, wait=True)
     checkpointer.close()
     assert saved.listing("markers/") == ["markers/000001-000-0000000030.json", "markers/000002-000-0000000041.json"]
+
+
+def test_what_needs_a_damaged_one_is_of_no_use_either(saved: Place, make: Make) -> None:
+    checkpointer = make(saved, keep=5)
+    checkpointer.open()
+    end = checkpointer.save(1, 40, state(40), {"own": 40}, wait=True, keep_forever=True)
+    checkpointer.save(2, 40, {"calls": [end]}, {"own": 40}, wait=True)
+    checkpointer.close()
+
+    def needs(shared: dict[str, list[str]]) -> list[str]:
+        return shared.get("calls", [])
+
+    assert make(saved).open(needs).shared == {"calls": [end]}  # type: ignore[union-attr]
+    saved.write(f"data/{end}/index.json", b"{}")
+    restored = make(saved).open(needs)
+    assert restored is not None
+    assert (restored.call, restored.step) == (0, 40)
+    assert "step 40 needs what is damaged: step 40: index.json is" in restored.info.note
+
+
+def test_a_note_on_many_of_them_stays_readable(saved: Place, make: Make) -> None:
+    for step in range(41, 441):
+        saved.write(f"data/000001-000-{step:010d}/index.json", b"{}")
+    restored = make(saved).open()
+    assert restored is not None
+    assert len(restored.info.note) < 1_000
+    assert "391 more like this; fell back to step 40" in restored.info.note

@@ -255,3 +255,20 @@ def test_a_state_that_differs_between_ranks_is_refused(folder: Place, before: in
             assert isinstance(error, ConfigurationError)
             assert "rank 0 has shared/logged/loss (float32 [2]) where ranks 1, 2 have shared/model" in str(error), error
         assert len(folder.listing("markers/")) == before
+
+
+def test_whoever_waits_is_let_go_even_if_nobody_can_be_told_of_a_failure(folder: Place) -> None:
+    def deaf() -> None:
+        if storage.broken is not None:
+            raise RuntimeError("nobody listens")
+
+    storage = Shaky(folder)
+    checkpointer = Checkpointer(storage, run=RUN, retry_seconds=0.0, on_change=deaf)
+    checkpointer.open()
+    storage.broken = "data/"
+    for step in (1, 2):
+        with pytest.raises(StorageError, match=f"step {step} could not be saved"):
+            checkpointer.save(0, step, state(step), None, wait=True)
+    storage.broken = None
+    checkpointer.save(0, 3, state(3), None, wait=True)
+    checkpointer.close()

@@ -55,7 +55,7 @@ def test_it_falls_back_over_all_kinds_of_damage(training: Callable[..., Training
 
     code, out = linear.run()
     assert code == 0, out
-    (told,) = re.findall(r"fell back: (.*)", out)
+    (told,) = re.findall(r"about the checkpoints: (.*)", out)
     assert "step 99: its marker is damaged" in told
     assert "step 30: it has no marker, so it was never completed" in told
     assert "step 25: it has no marker" in told

@@ -153,6 +153,13 @@ def test_s89_nothing_is_unpickled() -> None:
     assert {name for name in users.split() if name.startswith("runtime")} == {"runtime/everstep/checkpoint/command.py"}
 
 
+def test_constraints_are_exact_versions_of_public_packages() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins
+    assert [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)] == []
+
+
 def test_help_of_make_lists_the_verbs() -> None:
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for verb in ("demo", "test", "check", "generate", "bench", "clean"):

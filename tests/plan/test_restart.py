@@ -122,6 +122,8 @@ def test_what_no_restart_can_help_ends_the_run(reason: Reason) -> None:
     over = plan(running(), [dead(None), dead(0, failure=words), pod(1)])
     assert (over.status.phase, over.status.reason) == ("Failed", reason)
     assert "trian.py" in over.status.message
+    assert over.status.restarts.total == 0, "nothing was restarted"
+    assert [attempt.reason for attempt in over.status.attempts] == [reason]
 
 
 @pytest.mark.parametrize(

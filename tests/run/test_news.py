@@ -81,7 +81,7 @@ def test_a_resume_and_why_not_from_a_newer_one() -> None:
     assert news(run(), run(resumed_from=resumed)) == ["resumed from step 220 (s3://b/p/220)"]
     fell = ResumedFrom(step=200, uri="s3://b/p/200", note="step 220: shard 1 is truncated")
     assert news(run(resumed_from=resumed), run(resumed_from=fell)) == [
-        "fell back: step 220: shard 1 is truncated",
+        "about the checkpoints: step 220: shard 1 is truncated",
         "resumed from step 200 (s3://b/p/200)",
     ]
 

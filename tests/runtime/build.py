@@ -80,7 +80,7 @@ class Memory:
     not_durable_since: float | None = None
     not_durable_why: str = ""
 
-    def open(self) -> Saved | None:
+    def open(self, needs: Any = None) -> Saved | None:
         return self.saved[-1] if self.saved else None
 
     def load(self, name: str) -> Saved:

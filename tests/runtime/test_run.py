@@ -342,3 +342,18 @@ def test_environment_is_read_in_one_place() -> None:
 def test_bad_environment(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         Environment.read(variables)
+
+
+def test_a_note_that_is_too_long_for_the_board_goes_without_its_metrics(tmp_path: Path, board: Board) -> None:
+    class Talks(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            for number in range(24):
+                self.log(f"{number}-{'x' * 400}", loss.detach())
+            return loss
+
+    trainer(tmp_path, seat=board.seat(0), log_every_n_steps=1).fit(Talks(), loader())
+    note = board.note(0)
+    assert note is not None
+    assert note["progress"]["step"] == 12
+    assert note["progress"]["metrics"] == {}

@@ -94,8 +94,19 @@ def _already_over(kept: TrainingRun, state: StateFolder, out: Lines) -> int:
     status = kept.status
     why = f": {status.message}" if status.phase is Phase.FAILED and status.message else ""
     out.say(f"{_name(kept)} has {status.phase} already ({summary(kept)}){why}")
-    out.say(f"to start afresh, remove its state folder {state.path}, or give another --state-dir")
+    out.say(_how_to_start_afresh(kept, state))
     return DONE if status.phase is Phase.SUCCEEDED else FAILED
+
+
+def _how_to_start_afresh(kept: TrainingRun, state: StateFolder) -> str:
+    """With the state folder goes the embedded server's data; checkpoints anywhere else have to go, too."""
+    where = kept.spec.checkpoint
+    if where is None or EmbeddedS3(state).folder.exists():
+        return f"to start afresh, remove its state folder {state.path}, or give another --state-dir"
+    return (
+        f"to start afresh, remove its state folder {state.path} and its checkpoints at {where.uri}; or give "
+        "another --state-dir and another checkpoint.uri"
+    )
 
 
 def _take_over(kept: TrainingRun, manifest: TrainingRun, state: StateFolder, out: Lines) -> None:

@@ -18,7 +18,7 @@ def news(before: TrainingRun, after: TrainingRun) -> list[str]:
         told.append(f"restarting, not counted: {new.message}" if new.message else "restarting, not counted")
     if new.resumed_from is not None and new.resumed_from != old.resumed_from:
         if new.resumed_from.note:
-            told.append(f"fell back: {new.resumed_from.note}")
+            told.append(f"about the checkpoints: {new.resumed_from.note}")
         told.append(f"resumed from step {new.resumed_from.step} ({new.resumed_from.uri})")
     if new.not_durable_since is not None and old.not_durable_since is None:
         condition = new.condition(CHECKPOINTS_DURABLE)

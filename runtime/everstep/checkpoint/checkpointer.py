@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
@@ -119,8 +119,12 @@ class Checkpointer:
             on_change=on_change,
         )
 
-    def open(self) -> Restored | None:
+    def open(self, needs: Callable[[Any], Iterable[str]] = lambda shared: ()) -> Restored | None:
         """The newest checkpoint that can be verified, None if there is none. Collective.
+
+        Args:
+            needs: names of other checkpoints without which one is of no use, from its shared tree. If one of them is
+                damaged, an older checkpoint is taken.
 
         Raises:
             ConfigurationError: the prefix is another run's, is not shared by all nodes, or a newer everstep wrote it.
@@ -133,7 +137,7 @@ class Checkpointer:
         passed_over = False
         restored = None
         for name in plan["candidates"]:
-            restored, wrong = self._try(name)
+            restored, wrong = self._try_with_needs(name, needs)
             if restored is not None:
                 break
             notes.append(wrong)
@@ -152,7 +156,7 @@ class Checkpointer:
             notes += [f"step {i.step}: it has no marker, so it was never completed" for i in incomplete]
             if incomplete or passed_over:
                 notes.append(f"fell back to step {restored.step}")
-            restored = replace(restored, info=replace(restored.info, note="; ".join(notes)))
+            restored = replace(restored, info=replace(restored.info, note="; ".join(_shortened(notes))))
             self.resumed_from = self.last_checkpoint = restored.info
         elif plan["incomplete"]:
             notes.append("what was begun here was never completed; starting from the beginning")
@@ -297,6 +301,15 @@ class Checkpointer:
                     f"storage: use a shared file system or an object store such as s3://bucket/prefix"
                 )
 
+    def _try_with_needs(self, name: str, needs: Callable[[Any], Iterable[str]]) -> tuple[Restored | None, str]:
+        restored, wrong = self._try(name)
+        for other in needs(restored.shared) if restored is not None else ():
+            needed, damage = (restored, "") if other == name else self._try(other)
+            if needed is None:
+                checkpoint = CheckpointId.parse(name)
+                return None, f"step {checkpoint.step if checkpoint else '?'} needs what is damaged: {damage}"
+        return restored, wrong
+
     def _try(self, name: str) -> tuple[Restored | None, str]:
         """Read a checkpoint on all ranks. If one of them finds it damaged: (None, why), on all of them."""
         checkpoint = CheckpointId.parse(name)
@@ -357,3 +370,9 @@ class Checkpointer:
 _KINDS: dict[str, type[EverstepError]] = {
     kind.__name__: kind for kind in (ConfigurationError, StorageError, StorageRefusedError)
 }
+
+
+def _shortened(notes: list[str]) -> list[str]:
+    """For status and screen: the first few and the last, which says where it ended."""
+    most = 10
+    return notes if len(notes) <= most else [*notes[: most - 1], f"{len(notes) - most} more like this", notes[-1]]

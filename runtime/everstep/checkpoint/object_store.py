@@ -143,7 +143,8 @@ class ObjectStorage:
         if status in (401, 403):
             return (
                 f"access denied ({answer}). Check the credentials (for s3 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
-                f"or the secret of spec.checkpoint) and what they may do in bucket {self._bucket!r}"
+                f"or the Secret that spec.checkpoint.credentialsSecret names) and what they may do in bucket "
+                f"{self._bucket!r}"
             )
         if status == 507 or "Quota" in code or "StorageFull" in code:
             return f"no space left there ({answer}): free some or lower spec.checkpoint.keep"

@@ -237,11 +237,14 @@ class Saver:
         except Exception as error:
             log.exception("saving a checkpoint failed unexpectedly")
             job.error = f"{type(error).__name__}: {error}"
-        finally:
+        try:
             if job.error:
                 self._failing(job.error)
                 if self._ranks.rank == 0:
                     log.warning("checkpoint of step %d not saved: %s", job.checkpoint.step, job.error)
+        except Exception:
+            log.exception("nobody could be told that the checkpoint of step %d failed", job.checkpoint.step)
+        finally:  # whatever happens, nobody waits for ever
             job.files = {}
             job.staged.set()
             job.finished.set()

@@ -7,8 +7,8 @@ that was completed in an earlier life returns its recorded result, the one that 
 import atexit
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import cache
 from threading import Lock
 from typing import Any, Protocol
@@ -58,7 +58,7 @@ class Checkpoints(Protocol):
     @property
     def not_durable_why(self) -> str: ...
 
-    def open(self) -> Restored | None: ...
+    def open(self, needs: Callable[[Any], Iterable[str]] = ...) -> Restored | None: ...
     def load(self, name: str) -> Restored: ...
     def save(
         self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
@@ -139,7 +139,7 @@ class Run:
             return
         # Before the interpreter tears down what its thread uses, and before the ranks part (last in, first out).
         atexit.register(self._checkpoints.close)
-        self._restored = self._checkpoints.open()
+        self._restored = self._checkpoints.open(_ends_of_fits)
         if self._restored is not None:
             self.calls = list(self._restored.shared["calls"])
             for record in self.calls:
@@ -319,15 +319,22 @@ class Run:
         with self._telling:
             progress, kept = self._progress, self._checkpoints
             last, resumed = (kept.last_checkpoint, kept.resumed_from) if kept else (None, None)
-            self.seat.note(
-                {
-                    "progress": encode(progress) if progress else None,
-                    "last_checkpoint": encode(last) if last else None,
-                    "resumed_from": encode(resumed) if resumed else None,
-                    "not_durable_since": kept.not_durable_since if kept else None,
-                    "not_durable_why": kept.not_durable_why[:_LONGEST_WHY] if kept else "",
-                }
-            )
+            note = {
+                "progress": encode(progress) if progress else None,
+                "last_checkpoint": encode(last) if last else None,
+                "resumed_from": encode(replace(resumed, note=resumed.note[:_LONGEST_WHY])) if resumed else None,
+                "not_durable_since": kept.not_durable_since if kept else None,
+                "not_durable_why": kept.not_durable_why[:_LONGEST_WHY] if kept else "",
+            }
+            try:
+                self.seat.note(note)
+            except ValueError:  # long names of metrics, which are the part that nobody steers by
+                self.seat.note({**note, "progress": encode(replace(progress, metrics={})) if progress else None})
+
+
+def _ends_of_fits(shared: Tree) -> list[str]:
+    """The checkpoints with the final weights of the fits that a checkpoint calls completed."""
+    return [record["checkpoint"] for record in shared["calls"] if record.get("checkpoint") is not None]
 
 
 @cache

@@ -456,6 +456,8 @@ class Trainer:
                     load_model(self, model, chosen.shared["checkpoint"])
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
+                done = self.run.steps_before
+                self.run.note(self.strategy, done, stage=kind, max_steps=done or None, force=True)
             else:
                 result = work(hooks, begun)
             hooks.call("teardown", kind)
