@@ -118,7 +118,7 @@ def _document(text: str, source: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ManifestError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     except RecursionError:
-        raise ManifestError(f"{source} is no manifest: its lists or mappings are nested too deeply to be read") from None
+        raise ManifestError(f"{source} is no manifest: its lists or mappings are nested too deeply") from None
     if not documents:
         raise ManifestError(f"{source} is empty: a manifest begins with apiVersion: {API_VERSION}, kind: {KIND}")
     if len(documents) > 1:
