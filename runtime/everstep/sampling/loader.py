@@ -6,7 +6,8 @@ Loaders without positions (iterable datasets, custom batch samplers, any iterabl
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from itertools import tee
 from typing import Any
 
 import numpy as np
@@ -48,8 +49,13 @@ class Remade:
         """Samples in an epoch."""
         return len(self.sampler)
 
-    def batches(self, epoch: int, samples: int, plan: Callable[[], Iterator[Micro]], purpose: str) -> Iterator[Any]:
-        """Batches for the micro-batches of `plan()` over the first `samples` of the epoch's order."""
+    def planned(self, epoch: int, samples: int, plan: Iterator[Micro], purpose: str) -> Iterator[tuple[Micro, Any]]:
+        """Each micro-batch of the plan with its batch. Opened now, not at the first next()."""
+        ahead, here = tee(plan)  # the loader asks some micro-batches earlier than the loop
+        return zip(here, self.batches(epoch, samples, ahead, purpose), strict=True)
+
+    def batches(self, epoch: int, samples: int, plan: Iterator[Micro], purpose: str) -> Iterator[Any]:
+        """Batches for the plan's micro-batches over the first `samples` of the epoch's order."""
         seed = rng.derive(self.seed, purpose)
         self._keys.order = order(self.sampler, seed, 0 if self._same else epoch)[:samples]
         self._keys.plan = plan
@@ -89,10 +95,11 @@ class RankPart:
         _, samples = remade.rounds(strategy.world_size)
         size = remade.batch_size
 
-        def plan() -> Iterator[Micro]:
-            if self._training:
-                return schedule(samples, Shape(size * strategy.world_size, 1, size), strategy.world_size, strategy.rank)
-            return evaluation(samples, size, strategy.world_size, strategy.rank)
+        world, rank = strategy.world_size, strategy.rank
+        if self._training:
+            plan = schedule(samples, Shape(size * world, 1, size), world, rank)
+        else:
+            plan = evaluation(samples, size, world, rank)
 
         purpose = f"{self._purpose}/{self._passes}" if self._passes else self._purpose
         self._passes += 1  # the second time in an epoch, for a shorter loader that starts again, in another order
@@ -105,16 +112,17 @@ class _Keys:
     def __init__(self, seeded: bool) -> None:
         self.seeded = seeded
         self.order: list[int] = []
-        self.plan: Callable[[], Iterator[Micro]] = lambda: iter(())
+        self.plan: Iterator[Micro] = iter(())
         self.epoch_seed = 0
 
     def __iter__(self) -> Iterator[list[Any]]:
         order, seed = self.order, self.epoch_seed
-        for micro in self.plan():
-            if self.seeded:
-                yield [(order[p], (seed + p * 0x9E3779B97F4A7C15) % 2**63) for p in range(micro.start, micro.stop)]
-            else:
-                yield order[micro.start : micro.stop]
+        if not self.seeded:
+            return (order[micro.start : micro.stop] for micro in self.plan)
+        return (
+            [(order[p], (seed + p * 0x9E3779B97F4A7C15) % 2**63) for p in range(micro.start, micro.stop)]
+            for micro in self.plan
+        )
 
 
 class _Seeded(Dataset[Any]):

@@ -20,6 +20,8 @@ class Micro(NamedTuple):
     closes_round: bool
     closes_step: bool
     round_stop: int  # samples of the epoch that are consumed when its round is
+    samples: int  # that it counts for; 0: a repetition
+    closes_epoch: bool
 
 
 @dataclass(frozen=True)
@@ -53,18 +55,34 @@ def schedule(samples: int, shape: Shape, world: int, rank: int, consumed: int = 
     """
     if consumed != samples and consumed % shape.window:
         raise ValueError(f"{consumed} samples is no boundary of steps of {shape.window} samples")
-    for start in range(consumed, samples, shape.round_size):
-        stop = min(start + shape.round_size, samples)
-        closes_step = stop == samples or stop % shape.window == 0
-        first, last = share(start, stop, world, rank)
-        largest = -(-(stop - start) // world)
-        count = -(-largest // shape.batch_size)
-        for index in range(count):
-            a, b = share(first, last, count, index)
-            final = index == count - 1
-            # A rank without a sample repeats the round's first one, so that collectives match.
-            weight = world * (b - a) / (stop - start)
-            yield Micro(*((a, b) if b > a else (start, start + 1)), weight, final, closes_step and final, stop)
+    round_size, window = shape.round_size, shape.window
+    whole = _parts(round_size, shape.batch_size, world, rank)
+    new = tuple.__new__  # what a NamedTuple's own constructor does, at half the cost
+    for start in range(consumed, samples, round_size):
+        stop = start + round_size
+        parts = whole
+        if stop > samples:
+            stop = samples
+            parts = _parts(stop - start, shape.batch_size, world, rank)
+        closes_epoch = stop == samples
+        closes_step = closes_epoch or stop % window == 0
+        for a, b, count, weight, final in parts:
+            micro = (start + a, start + b, weight, final, closes_step and final, stop, count, closes_epoch and final)
+            yield new(Micro, micro)
+
+
+def _parts(size: int, batch_size: int, world: int, rank: int) -> list[tuple[int, int, int, float, bool]]:
+    """The rank's micro-batches in a round of so many samples: from, to, samples, weight, is it the last?"""
+    first, last = share(0, size, world, rank)
+    largest = -(-size // world)
+    count = -(-largest // batch_size)
+    parts = []
+    for index in range(count):
+        a, b = share(first, last, count, index)
+        # A rank without a sample repeats the round's first one, so that collectives match.
+        place = (a, b) if b > a else (0, 1)
+        parts.append((*place, b - a, world * (b - a) / size, index == count - 1))
+    return parts
 
 
 def evaluation(samples: int, batch_size: int, world: int, rank: int) -> Iterator[Micro]:

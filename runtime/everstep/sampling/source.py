@@ -53,12 +53,6 @@ class Source(Protocol):
     def position_of(self, rounds: int) -> int:
         """The position after so many rounds."""
 
-    def samples(self, micro: Micro, batch: Any) -> int:
-        """How many samples of this rank the batch counts."""
-
-    def is_last(self, micro: Micro) -> bool:
-        """Does the epoch end with the micro-batch, which was yielded last?"""
-
 
 def training_source(
     loader: Any, strategy: Strategy, accumulation: int, limit: int | float, seed: int, *,
@@ -164,10 +158,8 @@ class Positions:
         self.end = min(total, self.rounds * size)
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
-        def plan() -> Iterator[Micro]:
-            return schedule(self.end, self.shape, self.strategy.world_size, self.strategy.rank, position)
-
-        return zip(plan(), self._remade.batches(epoch, self.end, plan, "train"), strict=True)
+        plan = schedule(self.end, self.shape, self.strategy.world_size, self.strategy.rank, position)
+        return self._remade.planned(epoch, self.end, plan, "train")
 
     def accumulate(self, rounds: int) -> None:
         self.shape = replace(self.shape, accumulation=rounds)
@@ -205,12 +197,6 @@ class Positions:
     def position_of(self, rounds: int) -> int:
         return min(rounds * self.shape.round_size, self.end)
 
-    def samples(self, micro: Micro, batch: Any) -> int:
-        return micro.stop - micro.start if micro.weight else 0
-
-    def is_last(self, micro: Micro) -> bool:
-        return micro.closes_step and micro.round_stop == self.end
-
 
 class Batches:
     """Batches of a stream: a round is one batch of each rank."""
@@ -239,16 +225,15 @@ class Batches:
         else:
             self.rounds = limit if isinstance(limit, int) else None
         self.shape = Shape(1, accumulation)
-        self._last = False
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
         return self._count(position, self._stream.batches(epoch, position, state))
 
     def _count(self, position: int, batches: Iterator[tuple[Any, bool]]) -> Iterator[tuple[Micro, Any]]:
         for index, (batch, last) in enumerate(batches, start=position + 1):
-            last = self._last = last or index == self.rounds
+            last = last or index == self.rounds
             closes = last or index % self.shape.accumulation == 0
-            yield Micro(index - 1, index, 1.0, True, closes, index), batch
+            yield Micro(index - 1, index, 1.0, True, closes, index, batch_size_of(batch), last), batch
             if last:
                 return
 
@@ -278,12 +263,6 @@ class Batches:
 
     def position_of(self, rounds: int) -> int:
         return rounds
-
-    def samples(self, micro: Micro, batch: Any) -> int:
-        return batch_size_of(batch)
-
-    def is_last(self, micro: Micro) -> bool:
-        return self._last
 
 
 def batch_size_of(batch: Any) -> int:

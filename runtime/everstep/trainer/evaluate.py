@@ -9,7 +9,7 @@ from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
 from everstep.sampling.combined import CombinedLoader
 from everstep.sampling.loader import Remade, has_positions
-from everstep.sampling.schedule import Micro, evaluation
+from everstep.sampling.schedule import evaluation
 from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
 from everstep.trainer.hooks import Hooks, positional
@@ -205,9 +205,7 @@ class _Loader:
             return
         samples = min(remade.rounds(strategy.world_size)[1], int(stop) * remade.batch_size * strategy.world_size)
 
-        def plan() -> Iterator[Micro]:
-            return evaluation(samples, remade.batch_size, strategy.world_size, strategy.rank)
-
-        for micro, batch in zip(plan(), remade.batches(0, samples, plan, self._purpose), strict=True):
+        plan = evaluation(samples, remade.batch_size, strategy.world_size, strategy.rank)
+        for micro, batch in remade.planned(0, samples, plan, self._purpose):
             self.indices = remade.indices(micro)
-            yield micro.stop - micro.start, batch
+            yield micro.samples, batch

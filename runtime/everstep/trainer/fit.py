@@ -120,6 +120,7 @@ class Fit:
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
         synchronise, shared = self.strategy.synchronise_gradients, self.module.automatic_optimization
+        boundary = self._boundary if self.run_.listens else None
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation
@@ -129,10 +130,9 @@ class Fit:
             synchronise(False)  # manual_backward does
 
         for micro, batch in batches:
-            samples = source.samples(micro, batch)
             if transfer is not None:
                 batch = transfer(batch, 0)
-            logs.begin_step(samples)
+            logs.begin_step(micro.samples)
             for listener in batch_start:
                 if listener(batch, index) == -1:  # the module has had enough of this epoch
                     self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
@@ -144,13 +144,13 @@ class Fit:
 
             outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 
-            opens, last = closes, source.is_last(micro)
-            self.last_batch = last
+            opens = closes
+            last = self.last_batch = micro.closes_epoch
             if closes:
                 trainer.batches_that_stepped += 1
                 if by_step:
                     self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=False)
-            if last and micro.closes_round:
+            if last:
                 self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
             for listener in batch_end:
                 listener(outputs, batch, index)
@@ -169,7 +169,8 @@ class Fit:
                 if last or self.stopping.finished:
                     self.cut = None if last else (trainer.current_epoch, self.position)
                     break
-                self._boundary()
+                if boundary is not None:
+                    boundary()
         return index
 
     # Between two steps.

@@ -48,6 +48,8 @@ class Automatic:
         self._custom_step = overridden(module, "optimizer_step")
         self._by_closure = [self._custom_step or _wants_closure(optimizer) for _, optimizer in self.optimizers]
         self._parameters = [parameters_of(optimizer) for _, optimizer in self.optimizers]
+        self._alone = len(self.optimizers) == 1 and not self._by_closure[0]
+        self._unready = bool(self._unscale or self._before_step or self._clip)
         self._warned = False
         self.loss: tuple[Tensor, float] | None = None  # the latest, and by what it was multiplied
 
@@ -64,31 +66,34 @@ class Automatic:
         Args:
             opens, closes: is it the window's first, its last batch? scale: of its loss.
         """
-        if len(self.optimizers) == 1:
-            return self._one(0, self.optimizers[0][1], (batch, index), opens, closes, scale)
+        if self._alone:
+            optimizer = self.optimizers[0][1]
+            outputs = self._gradients(optimizer, (batch, index), opens, scale)
+            if closes:
+                self._step(optimizer)
+            return outputs
         outputs = []
         for number, optimizer in self.optimizers:
             with only(self._parameters[number], self._parameters):
                 arguments = (batch, index, number) if self._passes_index else (batch, index)
-                outputs.append(self._one(number, optimizer, arguments, opens, closes, scale))
-        return outputs
+                if closes and self._by_closure[number]:
+                    outputs.append(self._closure_step(number, optimizer, arguments, opens, scale))
+                else:
+                    outputs.append(self._gradients(optimizer, arguments, opens, scale))
+                    if closes:
+                        self._step(optimizer)
+        return outputs if len(outputs) > 1 else outputs[0]
 
-    def _one(
-        self, number: int, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, closes: bool, scale: float
+    def _closure_step(
+        self, number: int, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, scale: float
     ) -> Any:
-        if not closes or not self._by_closure[number]:
-            outputs = self._gradients(number, optimizer, arguments, opens, scale)
-            if closes:
-                self._ready(optimizer)
-                self._optimizer_step(optimizer)
-                self.trainer.global_step += 1
-            return outputs
+        """The optimizer, or the module's optimizer_step, decides when the gradients are computed."""
         outputs = None
 
         def closure() -> Tensor | None:
             nonlocal outputs
             with torch.enable_grad():
-                outputs = self._gradients(number, optimizer, arguments, opens, scale)
+                outputs = self._gradients(optimizer, arguments, opens, scale)
             self._ready(optimizer)
             return self.loss[0] if self.loss is not None else None
 
@@ -102,9 +107,13 @@ class Automatic:
             trainer.global_step += 1
         return outputs
 
-    def _gradients(
-        self, number: int, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, scale: float
-    ) -> Any:
+    def _step(self, optimizer: Optimizer) -> None:
+        if self._unready:
+            self._ready(optimizer)
+        self._optimizer_step(optimizer)
+        self.trainer.global_step += 1
+
+    def _gradients(self, optimizer: Optimizer, arguments: tuple[Any, ...], opens: bool, scale: float) -> Any:
         outputs = self.step(*arguments)
         loss = outputs if type(outputs) is Tensor else self._loss_of(outputs)
         if opens:

@@ -239,6 +239,11 @@ class Run:
         return (self.steps_before + step) // every > (self.steps_before + max(saved, 0)) // every
 
     @property
+    def listens(self) -> bool:
+        """Is there anything to do between two steps?"""
+        return self.seat is not None or (self._checkpoints is not None and self._checkpoints.every_steps is not None)
+
+    @property
     def keeps_checkpoints(self) -> bool:
         return self._checkpoints is not None
 
