@@ -5,9 +5,10 @@ from contextlib import suppress
 from datetime import datetime
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
-from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, RunKey
-from everstep_operator.plan import make_plan, observe, pods
-from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, SendIntent
+from everstep_operator.cluster.port import AlreadyExists, Cluster, Conflict, NotFound, Refused, RunKey
+from everstep_operator.plan import make_plan, observe, pods, refusal
+from everstep_operator.plan.events import changes
+from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, Plan, SendIntent
 
 #: Somebody else wrote the object in between: look again soon.
 RETRY_SECONDS = 0.2
@@ -42,11 +43,33 @@ async def reconcile(
         return RETRY_SECONDS
     except NotFound:
         return None
-    if plan.events:
-        await cluster.post_events(run, plan.events)
+    try:
+        return await _act(cluster, run, plan, now)
+    finally:
+        if plan.events:
+            await cluster.post_events(run, plan.events)
+
+
+async def _act(cluster: Cluster, run: TrainingRun, plan: Plan, now: datetime) -> float | None:
+    """Do what was planned. The first pod that is refused speaks for those after it."""
+    said = ""
     for action in plan.actions:
-        await _apply(cluster, run, action)
-    return plan.wake_after
+        try:
+            if not (said and isinstance(action, CreatePod)):
+                await _apply(cluster, run, action)
+        except Refused as error:
+            said = str(error)
+    return plan.wake_after if not said else await _tell_of_refusal(cluster, run, said, now)
+
+
+async def _tell_of_refusal(cluster: Cluster, run: TrainingRun, said: str, now: datetime) -> float:
+    status = refusal.refused(run.status, said, now)
+    try:
+        saved = await cluster.save_status(run, status)
+    except (Conflict, NotFound):
+        return RETRY_SECONDS
+    await cluster.post_events(saved, changes(run.status, status))
+    return RETRY_SECONDS  # the planner words it, and knows when to try again
 
 
 async def _apply(cluster: Cluster, run: TrainingRun, action: Action) -> None:
@@ -57,7 +80,7 @@ async def _apply(cluster: Cluster, run: TrainingRun, action: Action) -> None:
                 await cluster.create_pod(run, spec)
             except AlreadyExists:
                 if spec.name not in {pod.name for pod in await cluster.list_pods(run)}:
-                    raise  # the name belongs to somebody else
+                    raise Refused(f"the name {spec.name} belongs to a pod of somebody else: delete that one") from None
         case DeletePod(name, uid, grace_seconds):
             grace = pods.grace_seconds(run) if grace_seconds is None else grace_seconds
             with suppress(NotFound, Conflict):  # gone, or gone and followed by another

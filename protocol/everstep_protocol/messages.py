@@ -81,6 +81,7 @@ class Progress:
     epoch: int = 0
     loss: float | None = None
     samples_per_second: float | None = None
+    steps_per_second: float | None = None  # since this process began to train, pauses included: what the ETA goes by
     stage: str = ""  # fit, validate, test, predict
     metrics: dict[str, float] = field(default_factory=dict)  # the latest logged values
 
@@ -185,6 +186,7 @@ class Intent:
     backoff: Backoff = Backoff()
     stop: StopCause | None = None
     run_uid: str = ""
+    step: int = 1  # only min_nodes plus a multiple of it train together
 
 
 @dataclass(frozen=True)

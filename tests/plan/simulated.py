@@ -5,9 +5,10 @@ from datetime import timedelta
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan import make_plan, observe
-from everstep_operator.plan.model import CreatePod, DeletePod, Plan, Pod, SendIntent
+from everstep_operator.plan.model import CreatePod, DeletePod, DeleteRun, Plan, Pod, SendIntent
+from everstep_operator.plan.refusal import refused
 from everstep_protocol import codec, labels
-from everstep_protocol.messages import Intent, Progress, Report, RunState, StopCause
+from everstep_protocol.messages import Intent, Member, Progress, Report, RunState, Workers
 from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
 from tests.plan.builders import T0, UID
 
@@ -28,7 +29,7 @@ class Coordinator:
     def restarts(self) -> int:
         return self.intent.restarts_used + len(self.failures)
 
-    def report(self, step: int) -> Report:
+    def report(self, step: int, heard: list[Pod]) -> Report:
         return Report(
             protocol=1,
             state=self.state,
@@ -38,11 +39,15 @@ class Coordinator:
             failures=tuple(self.failures[-10:]),
             progress=Progress(step=step, max_steps=1_000) if step else None,
             intent=self.intent,
+            members=tuple(
+                Member(pod.node or 0, pod.name, pod.name, "", Workers.RUNNING, self.generation, (), 0.5)
+                for pod in heard
+            ),
         )
 
-    def fail(self, reason: Reason, step: int) -> None:
+    def fail(self, reason: Reason, step: int, node: int = 0) -> None:
         spent = self.restarts >= self.intent.max_restarts
-        self.failures.append(Failure(reason, "it broke", node=0, generation=self.generation, step=step))
+        self.failures.append(Failure(reason, "it broke", node=node, generation=self.generation, step=step))
         self.state = S.FAILED if spent else S.RESTARTING
         self.members = set()
 
@@ -60,11 +65,16 @@ class World:
         self.generation = 0  # the last that ever formed
         self.round: set[str] = set()  # pods whose workers believe in it
         self.step = 0
+        self.dead_machines: set[str] = set()  # nothing runs there any more
+        self.refuses = False  # the cluster lets no pod be created
+        self.deleted = False  # the run itself
 
     # --- what a reconcile does
 
     def plan(self) -> Plan:
-        report = None if self.coordinator is None or self.silent else self.coordinator.report(self.step)
+        report = None
+        if self.coordinator is not None and not self.silent:
+            report = self.coordinator.report(self.step, [self.pods[name] for name in sorted(self.talking())])
         return make_plan(self.run, observe(self.run, self.pods.values(), report), self.now)
 
     def save(self, status: Status) -> None:
@@ -74,17 +84,35 @@ class World:
         for action in plan.actions:
             match action:
                 case CreatePod(spec):
+                    if self.refuses:
+                        self.save(refused(self.run.status, "exceeded quota", self.now))
+                        continue
                     assert spec.name not in self.pods, f"{spec.name} is created twice"
                     self.pods[spec.name] = Pod(
                         spec.name, f"uid-{spec.name}", spec.role, spec.node, spec.attempt, "Pending", run_uid=UID
                     )
                     self.commands[spec.name] = spec.command
-                case DeletePod(name, uid, _):
+                case DeletePod(name, uid, grace):
                     assert self.pods[name].uid == uid
-                    self.pods[name] = replace(self.pods[name], terminating=True)
+                    if grace == 0:
+                        heard = self.coordinator is not None and not self.silent
+                        assert not heard or name not in self.talking(), "a launcher that talks is alive"
+                        self.forget(name)
+                    else:
+                        gone_by = self.now + timedelta(seconds=30 if grace is None else grace)
+                        self.pods[name] = replace(self.pods[name], terminating=True, gone_by=gone_by)
                 case SendIntent(intent):
                     if self.coordinator is not None and not self.silent:
                         self.coordinator.intent = intent
+                case DeleteRun(uid):
+                    assert uid == UID
+                    self.deleted = True
+
+    def forget(self, name: str) -> None:
+        """The cluster has no such pod any more. Its processes are dead, or fenced."""
+        pod = self.pods.pop(name)
+        if pod.role == labels.COORDINATOR and not pod.finished:
+            self.coordinator = None
 
     # --- what happens meanwhile; each does nothing where it cannot happen
 
@@ -99,24 +127,28 @@ class World:
     def workers(self) -> set[str]:
         return {p.name for p in self.pods.values() if p.role == labels.WORKER and p.phase == "Running"}
 
+    def talking(self) -> set[str]:
+        """Workers whose launcher the coordinator hears, if there is one."""
+        return {name for name in self.workers() if self.pods[name].machine not in self.dead_machines}
+
     def pod_starts(self, index: int) -> None:
         if (pod := self.some(index, "Pending")) is not None:
-            self.pods[pod.name] = replace(pod, phase="Running")
+            self.pods[pod.name] = replace(pod, phase="Running", machine=f"machine-of-{pod.name}")
 
     def coordinator_starts(self, index: int) -> None:
         pod = self.some(index, "Pending", role=labels.COORDINATOR)
         if pod is None:
             return
         assert self.coordinator is None, "two coordinators"
-        self.pods[pod.name] = replace(pod, phase="Running")
+        self.pods[pod.name] = replace(pod, phase="Running", machine=f"machine-of-{pod.name}")
         intent = codec.loads(Intent, self.commands[pod.name][-1])
-        adopted = self.round & self.workers()
+        adopted = self.round & self.talking()
         assert intent.first_generation > 0
         self.coordinator = Coordinator(intent, adopted, self.generation if adopted else 0)
 
     def coordinator_dies(self, index: int) -> None:
         pod = self.some(index, "Running", role=labels.COORDINATOR)
-        if pod is not None:
+        if pod is not None and pod.machine not in self.dead_machines:
             self.pods[pod.name] = replace(pod, phase="Failed", exit_code=137)
             self.coordinator = None
 
@@ -127,9 +159,9 @@ class World:
         c = self.coordinator
         if c is None or c.state not in (S.WAITING, S.RESTARTING) or c.intent.stop is not None:
             return
-        if len(self.workers()) >= c.intent.min_nodes:
+        if len(self.talking()) >= c.intent.min_nodes:
             self.generation = max(self.generation + 1, c.intent.first_generation)
-            c.generation, c.state, c.members = self.generation, S.STARTING, self.workers()
+            c.generation, c.state, c.members = self.generation, S.STARTING, self.talking()
             self.round = set(c.members)
 
     def step_ends(self, _: int) -> None:
@@ -144,7 +176,7 @@ class World:
             self.round = set()
 
     def pod_dies(self, index: int) -> None:
-        if (pod := self.some(index, "Running")) is None:
+        if (pod := self.some(index, "Running")) is None or pod.machine in self.dead_machines:
             return
         words = None
         if index % 3 == 0 and pod.name in self.round:
@@ -153,13 +185,57 @@ class World:
 
     def coordinator_misses_a_member(self, _: int) -> None:
         c = self.coordinator
-        if c is not None and c.state in (S.STARTING, S.RUNNING) and c.members - self.workers():
-            c.fail(Reason.NODE_LOST, self.step)
+        if c is not None and c.state in (S.STARTING, S.RUNNING) and (missed := c.members - self.talking()):
+            nodes = [self.pods[name].node or 0 for name in sorted(missed) if name in self.pods]
+            c.fail(Reason.NODE_LOST, self.step, nodes[0] if nodes else 0)
             self.round = set()
+
+    def machine_dies(self, index: int) -> None:
+        """Power loss. Its pods stay as they are; the cluster notices, or (index odd) not yet."""
+        role = labels.COORDINATOR if index % 5 == 4 else labels.WORKER
+        pod = self.some(index, "Running", role=role) or self.some(index, "Running", role=role, terminating=True)
+        if pod is None:
+            return
+        self.dead_machines.add(pod.machine)
+        if pod.role == labels.COORDINATOR:
+            self.coordinator = None
+        if index % 2 == 0:
+            self.cluster_notices(0)
+
+    def cluster_notices(self, _: int) -> None:
+        for pod in self.pods.values():
+            if pod.machine in self.dead_machines and pod.machine_lost_since is None:
+                self.pods[pod.name] = replace(pod, machine_lost_since=self.now)
+
+    def kubelet_dies(self, index: int) -> None:
+        """The containers run on, and nobody hears of them but the coordinator."""
+        if (pod := self.some(index, "Running")) is not None:
+            self.pods[pod.name] = replace(pod, machine_lost_since=self.now)
+
+    def machines_come_back(self, _: int) -> None:
+        for name, pod in list(self.pods.items()):
+            if pod.machine in self.dead_machines and not pod.finished:
+                self.pods[name] = replace(pod, phase="Failed", exit_code=137)
+            self.pods[name] = replace(self.pods[name], machine_lost_since=None)
+        self.dead_machines.clear()
+
+    def machine_is_cordoned(self, index: int) -> None:
+        if (pod := self.some(index, "Running")) is not None:
+            self.pods[pod.name] = replace(pod, machine_cordoned=True)
+
+    def cluster_refuses(self, index: int) -> None:
+        self.refuses = index % 2 == 0
+
+    def scaled(self, index: int) -> None:
+        policy = self.run.spec.elastic_policy
+        if policy is not None:
+            sizes = policy.max_nodes - policy.min_nodes + 1
+            self._spec(num_nodes=policy.min_nodes + index % sizes)
 
     def pod_is_evicted(self, index: int) -> None:
         if (pod := self.some(index, "Running")) is not None:
-            self.pods[pod.name] = replace(pod, terminating=True, disrupted=True)
+            gone_by = self.now + timedelta(seconds=30)
+            self.pods[pod.name] = replace(pod, terminating=True, disrupted=True, gone_by=gone_by)
 
     def pod_vanishes(self, index: int) -> None:
         """Force-deleted by somebody."""
@@ -168,11 +244,9 @@ class World:
 
     def terminating_pod_goes(self, index: int) -> None:
         found = sorted((p for p in self.pods.values() if p.terminating), key=lambda pod: pod.name)
+        found = [pod for pod in found if pod.machine_lost_since is None and pod.machine not in self.dead_machines]
         if found:
-            pod = found[index % len(found)]
-            del self.pods[pod.name]
-            if pod.role == labels.COORDINATOR and not pod.finished:
-                self.coordinator = None
+            self.forget(found[index % len(found)].name)
 
     def stop_is_reached(self, index: int) -> None:
         """Because it is asked for, or (index odd) because a pod got SIGTERM."""
@@ -180,18 +254,18 @@ class World:
         if c is None or c.state in (S.SUCCEEDED, S.FAILED) or (c.intent.stop is None and index % 2 == 0):
             return
         c.state, c.members, self.round = S.STOPPED, set(), set()
-        for name in self.workers():
+        for name in self.talking():
             self.pods[name] = replace(self.pods[name], phase="Failed", exit_code=EXIT_STOPPED)
 
     def training_ends(self, _: int) -> None:
         c = self.coordinator
-        if c is not None and c.state is S.RUNNING and c.members <= self.workers():
+        if c is not None and c.state is S.RUNNING and c.members <= self.talking():
             c.state = S.SUCCEEDED
 
     def worker_leaves(self, index: int) -> None:
         c = self.coordinator
         pod = self.some(index, "Running")
-        if c is None or pod is None or c.state not in (S.SUCCEEDED, S.FAILED):
+        if c is None or pod is None or c.state not in (S.SUCCEEDED, S.FAILED) or pod.machine in self.dead_machines:
             return
         good = c.state is S.SUCCEEDED
         phase, code = ("Succeeded", 0) if good else ("Failed", 1)
@@ -211,19 +285,16 @@ class World:
 
     def kind_turn(self, index: int = 1) -> None:
         """Everything that should happen, happens; the end of the training only if `index` is 1."""
-        self.silent = False
-        for pod in list(self.pods.values()):
-            if pod.terminating:
-                del self.pods[pod.name]
-                if pod.role == labels.COORDINATOR and not pod.finished:
-                    self.coordinator = None
+        self.silent = self.refuses = False
+        self.cluster_notices(0)
+        for _ in list(self.pods):
+            self.terminating_pod_goes(0)
+        self.pods = {name: replace(pod, machine_cordoned=False) for name, pod in self.pods.items()}
         for pending in range(8):
             self.pod_starts(pending)
         self.coordinator_starts(0)
         self.coordinator_misses_a_member(0)
-        c = self.coordinator
-        if c is not None and c.intent.stop in (StopCause.SUSPEND, StopCause.DEADLINE):
-            self.stop_is_reached(0)
+        self.stop_is_reached(0)
         self.round_forms(0)
         self.step_ends(0)
         if index == 1:
@@ -236,5 +307,7 @@ class World:
         *(pod_starts, coordinator_starts, coordinator_dies, coordinator_falls_silent, round_forms, step_ends),
         *(rank_fails, pod_dies, coordinator_misses_a_member, pod_is_evicted, pod_vanishes, terminating_pod_goes),
         *(stop_is_reached, training_ends, worker_leaves, suspended, resumed, time_passes),
+        *(machine_dies, machine_dies, cluster_notices, kubelet_dies, machines_come_back, machine_is_cordoned),
+        *(cluster_refuses, scaled),
         *(kind_turn, kind_turn, kind_turn),  # so that histories get far
     )

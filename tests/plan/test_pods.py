@@ -159,10 +159,12 @@ def test_dead_worker_is_replaced_under_the_next_number() -> None:
     assert after.status.attempt == 2
 
 
-def test_missing_worker_is_created_under_the_same_number() -> None:
+def test_worker_that_vanished_gets_a_name_that_no_pod_ever_had() -> None:
     after = plan(running(), [pod(None), pod(0)], report())
-    assert created_places(after) == [(1, 1)]
+    assert created_places(after) == [(1, 2)]
     assert after.status.restarts.total == 0
+    again = plan(then(running(), after), [pod(None), pod(0)], report())
+    assert created(again) == created(after), "a crash before the act repeats it under the same name"
 
 
 def test_terminating_worker_is_waited_for() -> None:

@@ -2,11 +2,12 @@
 
 import asyncio
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
-from everstep_operator.cluster.port import AlreadyExists, Conflict, NotFound, RunKey, Unavailable
+from everstep_operator.cluster.port import AlreadyExists, Conflict, NotFound, Refused, RunKey, Unavailable
 from everstep_operator.plan.model import Event, Pod, PodSpec
 from everstep_operator.reconcile import RETRY_SECONDS, reconcile
 from everstep_protocol.messages import Intent, Report, StopCause
@@ -28,6 +29,7 @@ class Recorder:
         self.run, self.pods, self.report = run, pods or [], report
         self.refuse = refuse or {}
         self.calls: list[str] = []
+        self.posted: list[Event] = []
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -65,6 +67,7 @@ class Recorder:
 
     async def post_events(self, run: TrainingRun, events: tuple[Event, ...]) -> None:
         self._note("post_events")
+        self.posted += events
 
     async def delete_run(self, run: TrainingRun) -> None:
         self._note("delete_run")
@@ -76,14 +79,15 @@ class Recorder:
         return self.report
 
 
-def turn(cluster: Recorder) -> float | None:
-    return asyncio.run(reconcile(cluster, KEY, at(0)))  # type: ignore[arg-type]
+def turn(cluster: Recorder, seconds: float = 0) -> float | None:
+    return asyncio.run(reconcile(cluster, KEY, at(seconds)))  # type: ignore[arg-type]
 
 
 def test_intent_before_act_and_pods_before_the_report() -> None:
     cluster = Recorder(run())
     assert turn(cluster) == 5.0
-    assert cluster.calls == ["get_run", "list_pods", "get_report", "save_status", *["create_pod"] * 3]
+    created = ["create_pod"] * 3
+    assert cluster.calls == ["get_run", "list_pods", "get_report", "save_status", *created, "post_events"]
     cluster.calls.clear()
     turn(cluster)
     assert cluster.calls == ["get_run", "list_pods", "get_report"], "nothing changed, nothing is written"
@@ -119,15 +123,48 @@ def test_name_that_is_ours_already_is_done() -> None:
 
 
 def test_name_that_belongs_to_somebody_else_is_said() -> None:
-    with pytest.raises(AlreadyExists, match="taken by a stranger"):
-        turn(Recorder(run(), refuse={"create_pod": AlreadyExists("taken by a stranger")}))
+    cluster = Recorder(run(), refuse={"create_pod": AlreadyExists("taken by a stranger")})
+    turn(cluster)
+    assert cluster.run is not None
+    assert cluster.run.status.refusal is not None
+    assert "belongs to a pod of somebody else" in cluster.run.status.refusal.message
+
+
+def test_a_refused_pod_is_said_and_tried_again_less_and_less_often() -> None:
+    quota = 'pods "x" is forbidden: exceeded quota: gpus, requested: 8, used: 64, limited: 64'
+    cluster = Recorder(run(), refuse={"create_pod": Refused(quota)})
+    assert turn(cluster) == RETRY_SECONDS
+    assert cluster.calls.count("create_pod") == 1, "the first speaks for the others"
+    assert [(event.type, event.reason) for event in cluster.posted if event.type == "Warning"] == [("Warning", "Quota")]
+    tried = []
+    for second in range(1, 201):
+        cluster.calls.clear()
+        wake_after = turn(cluster, second)
+        tried += [second] * cluster.calls.count("create_pod")
+        assert wake_after is not None
+        assert cluster.run is not None
+        assert (cluster.run.status.phase, cluster.run.status.reason) == ("Pending", "Quota")
+        assert quota in cluster.run.status.message
+    waits = [later - earlier for earlier, later in pairwise([0, *tried])]
+    assert waits == sorted(waits)
+    assert 1 <= waits[0] <= 3
+    assert 40 <= waits[-1] <= 75
+    assert len([event for event in cluster.posted if event.reason == "Quota"]) == 1, "one Event for one sentence"
+
+    cluster.refuse = {}
+    turn(cluster, 500)
+    assert cluster.calls.count("create_pod") == 3
+    turn(cluster, 501)
+    assert cluster.run is not None
+    assert cluster.run.status.refusal is None
+    assert cluster.run.status.reason == "WaitingForNodes"
 
 
 @pytest.mark.parametrize("refused", [NotFound("gone"), Conflict("another uid")])
 def test_pod_that_is_gone_is_deleted(refused: Exception) -> None:
     cluster = Recorder(running(), [pod(None), pod(0), dead(1)], report(), refuse={"delete_pod": refused})
     turn(cluster)
-    assert cluster.calls[-2:] == ["delete_pod", "create_pod"]
+    assert cluster.calls[-3:] == ["delete_pod", "create_pod", "post_events"]
 
 
 def test_intent_is_sent() -> None:
@@ -135,7 +172,7 @@ def test_intent_is_sent() -> None:
     suspended = suspended.model_copy(update={"spec": suspended.spec.model_copy(update={"suspend": True})})
     cluster = Recorder(suspended, all_pods(), report(intent=intent()))
     turn(cluster)
-    assert cluster.calls[-2:] == ["save_status", "send_intent"]
+    assert cluster.calls[-2:] == ["save_status", "send_intent"]  # nothing has changed that makes an Event
     assert cluster.report is not None
     assert cluster.report.intent is not None
     assert cluster.report.intent.stop is StopCause.SUSPEND

@@ -63,7 +63,7 @@ def test_resume_starts_with_a_later_generation_and_new_pods() -> None:
     run = suspended(run, False)
     assert created(plan(run, [pod(None, terminating=True)])) == [], "those of the time before go first"
     resumed = plan(run, [], None, 500)
-    assert resumed.status.phase == "Starting"
+    assert resumed.status.phase == "Pending"
     assert resumed.status.start_time == at(500), "the deadline counts from here"
     assert created_places(resumed) == [(None, 2), (0, 2), (1, 2)]
     assert codec.loads(Intent, created(resumed)[0].command[3]).first_generation == 5
@@ -120,7 +120,7 @@ def test_dead_workers_are_not_replaced_while_stopping() -> None:
 
 
 def test_deadline_saves_and_fails() -> None:
-    run = running(activeDeadlineSeconds=60)
+    run = running(activeDeadlineSeconds=60, cleanPodPolicy="All")
     assert plan(run, all_pods(), report(), 58).wake_after == 2
     asked = plan(run, all_pods(), report(), 60)
     assert [sent.stop for sent in told(asked)] == [StopCause.DEADLINE]
@@ -174,12 +174,13 @@ def test_after_an_interrupt_the_run_goes_on_from_the_next_generation() -> None:
 
 
 def test_success_by_report_lets_the_launchers_leave() -> None:
-    over = plan(running(), all_pods(), report(RunState.SUCCEEDED, progress=progress(100)), 5)
+    before = running(cleanPodPolicy="All")
+    over = plan(before, all_pods(), report(RunState.SUCCEEDED, progress=progress(100)), 5)
     assert (over.status.phase, over.status.reason) == ("Succeeded", "Completed")
     assert over.status.completion_time == at(5)
     assert over.actions == ()
     assert over.wake_after == 10
-    run = then(running(), over)
+    run = then(before, over)
     left = plan(run, [pod(None), done(0), done(1)], report(RunState.SUCCEEDED), 6)
     assert set(deleted(left)) == ALL
     assert plan(run, [], None, 7).wake_after is None
@@ -205,16 +206,18 @@ def test_success_without_any_progress_says_so() -> None:
 
 def test_success_with_progress_says_so_too() -> None:
     status = plan(running(), all_pods(), report(RunState.SUCCEEDED)).status
-    assert {c.type: c.status for c in status.conditions} == {"Complete": "True", "ProgressReported": "True"}
+    conditions = {c.type: c.status for c in status.conditions}
+    assert conditions == {"Complete": "True", "PodsRunning": "True", "ProgressReported": "True"}
 
 
 def test_failed_by_report() -> None:
     said = report(RunState.FAILED, failures=(failure(1, Reason.USER_EXCEPTION),), message="gave up: ValueError")
-    over = plan(running(), all_pods(), said)
+    run = running(cleanPodPolicy="All")
+    over = plan(run, all_pods(), said)
     assert (over.status.phase, over.status.reason) == ("Failed", "UserException")
-    assert over.status.message == "gave up: ValueError"
+    assert over.status.message == "gave up: ValueError (node 1, rank 1, signal 9)"
     assert over.actions == (), "the launchers print the traceback and leave"
-    left = plan(then(running(), over), [pod(None), dead(0), dead(1)], said)
+    left = plan(then(run, over), [pod(None), dead(0), dead(1)], said)
     assert set(deleted(left)) == ALL
 
 

@@ -82,7 +82,8 @@ class LocalCluster:
         run = self.state.read()
         if run is None or (run.metadata.namespace, run.metadata.name) != (key.namespace, key.name):
             raise NotFound(f"there is no run {key} in {self.state.path}")
-        return run
+        # What lies in a state folder is deleted by its owner, and only by him.
+        return run.model_copy(update={"spec": run.spec.model_copy(update={"ttl_seconds_after_finished": None})})
 
     async def save_status(self, run: TrainingRun, status: Status) -> TrainingRun:
         return self.state.save_status(run, status)

@@ -23,6 +23,7 @@ def _fields(spec: Spec) -> Iterator[str]:
         "trainer.envFrom": trainer.env_from,
         "trainer.resources": trainer.resources.requests or trainer.resources.limits,
         "trainer.serviceAccountName": trainer.service_account_name,
+        "ttlSecondsAfterFinished": spec.ttl_seconds_after_finished is not None,
         "checkpoint.credentialsSecret": checkpoint and checkpoint.credentials_secret,
         "checkpoint.ca": checkpoint and checkpoint.ca,
     }

@@ -27,6 +27,7 @@ from everstep_operator.commands.local_notes import cluster_only
 from everstep_operator.commands.news import checkpoint, news, summary
 from everstep_operator.commands.table import Lines, screen
 from everstep_operator.plan import pods, suspend
+from everstep_operator.plan.model import Pod
 from everstep_operator.reconcile import reconcile
 from everstep_protocol import labels
 from everstep_protocol.messages import RunState, StopCause
@@ -54,6 +55,8 @@ def run_locally(manifest: TrainingRun, folder: Path, state_dir: Path, lease_seco
         Refused: the state folder belongs to somebody else, or the change of the manifest is not allowed now.
         ClusterError: the machine cannot do it.
     """
+    if not manifest.spec.managed_by_us:
+        raise Refused(f"managedBy names another manager, {manifest.spec.managed_by}: remove it to run this run here")
     state = StateFolder(state_dir)
     name = f"{manifest.metadata.namespace}/{manifest.metadata.name}"
     try:
@@ -203,7 +206,7 @@ class LocalRun:
         while True:
             run, wake_after = await self._turn()
             phase = run.status.phase
-            if phase is not None and phase.over and not await self.cluster.list_pods(run):
+            if phase is not None and phase.over and not await self._living_pods(run):
                 return self._over(run)
             if phase is Phase.SUSPENDED and run.spec.suspend and not await self.cluster.list_pods(run):
                 self.out.close()
@@ -229,6 +232,10 @@ class LocalRun:
         run = await self.cluster.get_run(self.key)
         self._show(run)
         return run, wake_after
+
+    async def _living_pods(self, run: TrainingRun) -> list[Pod]:
+        """spec.cleanPodPolicy may leave finished ones where they are, for their logs."""
+        return [pod for pod in await self.cluster.list_pods(run) if not pod.finished]
 
     def _show(self, run: TrainingRun) -> None:
         for sentence in news(self.shown or run, run):
@@ -304,7 +311,7 @@ class LocalRun:
         """Reconcile a run that is over until nothing is left of it."""
         while not self._in_a_hurry():
             run, _ = await self._turn()
-            if run.status.phase is not None and run.status.phase.over and not await self.cluster.list_pods(run):
+            if run.status.phase is not None and run.status.phase.over and not await self._living_pods(run):
                 return
             await self._pause(POLL_SECONDS)
 

@@ -12,6 +12,7 @@ def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> In
     return Intent(
         nodes=run.spec.num_nodes,
         min_nodes=run.spec.min_nodes,
+        step=run.spec.elastic_policy.step if run.spec.elastic_policy else 1,
         max_restarts=run.spec.failure_policy.max_restarts,
         restarts_used=status.restarts.total,
         first_generation=max(status.generation, status.restarts.generation) + 1,

@@ -13,7 +13,7 @@ GRAPH: dict[Phase | None, frozenset[Phase]] = {
     P.STARTING: frozenset({P.RUNNING, P.RESTARTING, P.SUSPENDED, P.SUCCEEDED, P.FAILED}),
     P.RUNNING: frozenset({P.RESTARTING, P.SUSPENDED, P.SUCCEEDED, P.FAILED}),
     P.RESTARTING: frozenset({P.RUNNING, P.SUSPENDED, P.SUCCEEDED, P.FAILED}),
-    P.SUSPENDED: frozenset({P.STARTING}),
+    P.SUSPENDED: frozenset({P.PENDING}),
     P.SUCCEEDED: frozenset(),
     P.FAILED: frozenset(),
 }

@@ -1,20 +1,26 @@
 """make_plan: what to do next for one run. Pure: the same run, surroundings and time give the same plan."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
-from everstep_operator.plan import deadline, ending, pods, suspend
+from everstep_operator.plan import deadline, ending, move, pods, refusal, suspend, waiting
 from everstep_operator.plan.ending import Ending
+from everstep_operator.plan.events import changes
 from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
+from everstep_operator.plan.lost import excluded_nodes, look_for_losses
 from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, SendIntent
 from everstep_operator.plan.phase import next_phase
-from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, count_failures, replace_after
+from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, count_failures, details, replace_after
 from everstep_operator.plan.status import learn
 from everstep_protocol.messages import RunState, StopCause
 
 #: A coordinator sends no events, so it is asked this often.
 POLL_SECONDS = 5.0
+_STOPPING = {
+    StopCause.SUSPEND: (suspend.SUSPENDING, "saving at an agreed step, then stopping"),
+    StopCause.DEADLINE: (ending.DEADLINE_EXCEEDED, "saving at an agreed step, then stopping"),
+}
 #: A stop that is not reached by then is ended by deleting the pods, which saves with their grace.
 STOP_SECONDS = 300.0
 
@@ -27,30 +33,44 @@ def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
         observed: what `observe` says of its pods and its coordinator.
         now: with a time zone.
     """
-    status = learn(run, observed, now)
+    if not run.spec.managed_by_us:
+        return Plan(run.status)
+    status = refusal.forget_if_filled(run, learn(run, observed, now), observed)
+    losses = look_for_losses(run, status, observed, now)
+    plan = _decide(run, losses.status, losses.observed, now)
+    plan = refusal.hold_back(run, replace(plan, actions=(*losses.actions, *plan.actions)), now)
+    return replace(
+        plan,
+        wake_after=min((w for w in (plan.wake_after, losses.wake_after) if w is not None), default=None),
+        events=changes(run.status, plan.status),
+    )
+
+
+def _decide(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Plan:
     if status.phase is not None and status.phase.over:
-        return _over(status, observed, now)
+        return _over(run, status, observed, now)
 
     if status.phase is Phase.SUSPENDED:
         if run.spec.suspend or observed.pods:  # those of the time before go first
             return _suspended(run, status, observed)
         return _keep_up(run, suspend.resume(status, now), observed, now)
 
+    status = move.begin_if_wanted(run, status, observed, now)
     stop = _wanted_stop(run, status, now)
     held = interrupted(observed.report)
     told_to_stop = stop is not None or held or _is(observed, RunState.STOPPED)
     counted = count_failures(run, status, observed, now, pods_too=not told_to_stop)
     status = counted.status
 
-    how = ending.ending(run, counted, observed) if status.phase is not None else None
+    how = ending.ending(run, counted, observed, now) if status.phase is not None else None
     if how is not None:
-        return _over(ending.end(status, how, now), observed, now)
+        return _over(run, ending.end(move.settle(status, now), how, now), observed, now)
     if held:
         message = "interrupted: saving at an agreed step; the same command resumes"
         return Plan(_say(status, "Interrupted", message), (), POLL_SECONDS)  # it is not Restarting; the phase stays
     if stop is not None:
-        return _stop(run, status, observed, now, stop)
-    status = _moved(run, _started(status, now), counted, observed)
+        return _stop(run, status, observed, now, stop, counted)
+    status = _moved(run, _started(status, now), counted, observed, now)
     if _is(observed, RunState.STOPPED):
         return _leave_behind(status, observed)
     return _keep_up(run, status, observed, now)
@@ -59,29 +79,35 @@ def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
 # --- the ways a plan can go -----------------------------------------------------------------------------------------
 
 
-def _over(status: Status, observed: Observed, now: datetime) -> Plan:
-    actions, wake_after = ending.clean_up(status, observed, now)
+def _over(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Plan:
+    actions, wake_after = ending.clean_up(run, status, observed, now)
     return Plan(status, tuple(actions), wake_after)
 
 
-def _stop(run: TrainingRun, status: Status, observed: Observed, now: datetime, cause: StopCause) -> Plan:
+def _stop(
+    run: TrainingRun, status: Status, observed: Observed, now: datetime, cause: StopCause, counted: Counted
+) -> Plan:
     """Ask for the agreed step, wait until all have saved, then take the pods away."""
     if cause is StopCause.SUSPEND:
         status = suspend.begin(status, now)
         began = suspend.began(status)
     else:
-        began = deadline.deadline(run, status)
+        began = deadline.deadline(run, status) if cause is StopCause.DEADLINE else move.began(status)
     saved = _is(observed, RunState.STOPPED) or not pods.running_workers(observed)
     too_late = began is not None and now >= began + timedelta(seconds=STOP_SECONDS)
     if saved or too_late:
         if cause is StopCause.DEADLINE:
             message = f"activeDeadlineSeconds {run.spec.active_deadline_seconds} are over; {_where_saved(status)}"
-            return _over(
-                ending.end(status, Ending(Phase.FAILED, ending.DEADLINE_EXCEEDED, message), now), observed, now
-            )
-        return _suspended(run, suspend.reach(status, now), observed)
-    reason = suspend.SUSPENDING if cause is StopCause.SUSPEND else ending.DEADLINE_EXCEEDED
-    status = _say(status, reason, "saving at an agreed step, then stopping")
+            how = Ending(Phase.FAILED, ending.DEADLINE_EXCEEDED, message)
+            return _over(run, ending.end(move.settle(status, now), how, now), observed, now)
+        if cause is StopCause.SUSPEND:
+            return _suspended(run, suspend.reach(move.settle(status, now), now), observed)
+        status = _moved(run, status, counted, observed, now, left=True)
+        status = move.settle(status, now)
+        nobody_left = not too_late and not _is(observed, RunState.STOPPED)  # who could save, or has been told to leave
+        return _keep_up(run, status, observed, now) if nobody_left else _leave_behind(status, observed)
+    reason, message = _STOPPING.get(cause) or (move.why(status), move.message(status))
+    status = _say(status, reason, message)
     if status.phase is Phase.RUNNING and status.nodes.ready < run.spec.min_nodes:
         status = status.model_copy(update={"phase": Phase.RESTARTING})  # a pod was lost meanwhile
     # Without a coordinator nobody could agree on a step.
@@ -121,9 +147,9 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
         status = place.status
         actions += place.actions
     actions += _tell(run, status, observed, None)
-    limit = deadline.deadline(run, status)
-    if limit is not None:
-        wake_after = min(wake_after, max(0.0, (limit - now).total_seconds()))
+    for limit in (deadline.deadline(run, status), waiting.startup_deadline(run, status)):
+        if limit is not None:
+            wake_after = min(wake_after, max(0.0, (limit - now).total_seconds()))
     return Plan(status, tuple(actions), wake_after)
 
 
@@ -151,9 +177,9 @@ def _fill(run: TrainingRun, status: Status, observed: Observed, node: int | None
     attempt = max(status.attempt, *(pod.attempt + 1 for pod in there), 1)
     status = status.model_copy(update={"attempt": attempt})
     if node is None:
-        spec = pods.coordinator(run, attempt, first_intent(run, status, stop))
+        spec = pods.coordinator(run, attempt, first_intent(run, status, stop), excluded_nodes(status))
     else:
-        spec = pods.worker(run, node, attempt)
+        spec = pods.worker(run, node, attempt, excluded_nodes(status))
     gone = [pods.delete(pod) for pod in there if not pod.terminating]
     return _Place(status, (*gone, CreatePod(spec)))
 
@@ -173,7 +199,7 @@ def _tell(run: TrainingRun, status: Status, observed: Observed, stop: StopCause 
 def _wanted_stop(run: TrainingRun, status: Status, now: datetime) -> StopCause | None:
     if deadline.is_past(run, status, now):
         return StopCause.DEADLINE
-    return StopCause.SUSPEND if suspend.wants_suspension(run, status) else None
+    return StopCause.SUSPEND if suspend.wants_suspension(run, status) else move.cause(status)
 
 
 def _pause(run: TrainingRun, status: Status, now: datetime) -> float:
@@ -186,26 +212,31 @@ def _started(status: Status, now: datetime) -> Status:
     return status if status.start_time is not None else status.model_copy(update={"start_time": now})
 
 
-def _moved(run: TrainingRun, status: Status, counted: Counted, observed: Observed) -> Status:
-    """The phase, and why."""
+def _moved(
+    run: TrainingRun, status: Status, counted: Counted, observed: Observed, now: datetime, *, left: bool = False
+) -> Status:
+    """The phase, and why. `left`: all had to leave, whatever the coordinator says."""
     report = observed.report
     phase = next_phase(
         status,
         report,
         min_nodes=run.spec.min_nodes,
-        failed_now=bool(counted.new),
+        failed_now=bool(counted.new) or left,
         seen_generation=run.status.generation,
     )
     told = report.message if report is not None else ""
     before = status.phase
-    status = status.model_copy(update={"phase": phase})
+    status = waiting.note(status.model_copy(update={"phase": phase}), observed, now)
+    missing = status.nodes.ready < status.nodes.desired
+    why = waiting.waiting(status, observed)
     if phase is Phase.PENDING:
-        return _say(status, "WaitingForNodes", _why_pending(status, observed))
+        return _say(status, why.reason, why.message)
     if phase is Phase.STARTING:
-        ready = status.nodes.ready >= status.nodes.desired
-        return _say(status, "Starting", told if ready and told else _why_pending(status, observed))
+        return _say(status, "Starting", told if told and not missing else why.message)
     if phase is Phase.RUNNING:
         return _say(status, "Training", told)
+    if missing and why.reason != waiting.WAITING_FOR_NODES:
+        told = why.message  # more to the point than that the coordinator waits, too
     failure = counted.new[-1] if counted.new else None
     if failure is None and before is Phase.RESTARTING:
         return _say(status, status.reason, told or status.message)
@@ -213,15 +244,11 @@ def _moved(run: TrainingRun, status: Status, counted: Counted, observed: Observe
         failure = status.attempts[-1]
     if failure is None and _is(observed, RunState.RESTARTING):
         return _say(status, RANK_FAILED, told)
+    if failure is None and move.is_moving(status) and move.why(status) == move.SCALING:
+        return _say(status, move.SCALED, f"starting again with {run.spec.num_nodes} nodes, not counted as a restart")
     if failure is None:
         return _say(status, DISRUPTED, told or "pods had to leave; starting again, not counted as a restart")
-    return _say(status, failure.reason, told or failure.message)
-
-
-def _why_pending(status: Status, observed: Observed) -> str:
-    waiting = [pod for pod in observed.pods if pod.phase == "Pending" and pod.message]
-    why = f"; {waiting[0].name}: {waiting[0].message}" if waiting else ""
-    return f"{status.nodes.ready} of {status.nodes.desired} nodes run{why}"
+    return _say(status, failure.reason, told or f"{failure.message} ({details(failure)})")
 
 
 def _where_saved(status: Status) -> str:

@@ -37,7 +37,7 @@ def seed(run: TrainingRun) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
-def worker(run: TrainingRun, node: int, attempt: int) -> PodSpec:
+def worker(run: TrainingRun, node: int, attempt: int, excluded_nodes: tuple[str, ...] = ()) -> PodSpec:
     """The pod of one node: a launcher with the user's command."""
     name = worker_name(run, node, attempt)
     return PodSpec(
@@ -53,10 +53,11 @@ def worker(run: TrainingRun, node: int, attempt: int) -> PodSpec:
         working_dir=run.spec.trainer.working_dir,
         labels=_labels(run, labels.WORKER, attempt) | {labels.NODE: str(node)},
         grace_seconds=grace_seconds(run),
+        excluded_nodes=excluded_nodes,
     )
 
 
-def coordinator(run: TrainingRun, attempt: int, intent: Intent) -> PodSpec:
+def coordinator(run: TrainingRun, attempt: int, intent: Intent, excluded_nodes: tuple[str, ...] = ()) -> PodSpec:
     """The pod of the run's coordinator."""
     name = coordinator_name(run, attempt)
     return PodSpec(
@@ -68,6 +69,7 @@ def coordinator(run: TrainingRun, attempt: int, intent: Intent) -> PodSpec:
         env=_run_env(run, name),
         labels=_labels(run, labels.COORDINATOR, attempt),
         grace_seconds=grace_seconds(run),
+        excluded_nodes=excluded_nodes,
     )
 
 

@@ -1,7 +1,7 @@
 """What counts as a restart, how many are left, and how long the next one waits."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Attempt, Restarts, Status, TrainingRun
@@ -9,7 +9,7 @@ from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.pods import died, newest_attempt, workers
 from everstep_protocol.backoff import Backoff, delay
 from everstep_protocol.messages import RunState
-from everstep_protocol.reasons import Failure, Reason
+from everstep_protocol.reasons import LAST_LINES, LINE_LIMIT, Failure, Reason
 
 KEPT_ATTEMPTS = 10
 #: Reasons of a Restarting run. Pods had to leave, which is not counted:
@@ -39,7 +39,7 @@ def count_failures(run: TrainingRun, status: Status, observed: Observed, now: da
     for failure, generation in _failures(status, observed, pods_too):
         if generation is not None and generation <= restarts.generation:
             continue
-        attempt = _attempt(failure, now)
+        attempt = _attempt(run, failure, observed, now)
         new.append(attempt)
         final = (last_word is not None and generation == last_word) or not failure.reason.retryable
         spent = restarts.total >= run.spec.failure_policy.max_restarts
@@ -87,20 +87,29 @@ def _failures(status: Status, observed: Observed, pods_too: bool) -> Iterator[tu
 
 def _last_words(pod: Pod) -> Failure:
     if pod.failure is not None:
-        return pod.failure
+        words = pod.failure  # of one that could not even be started they come from the cluster, which knows no index
+        return words if words.node >= 0 else replace(words, node=_node(pod))
     how = f"exit status {pod.exit_code}" if pod.exit_code is not None else "no exit status"
     message = f"pod {pod.name} ended without last words ({how})" + (f": {pod.message}" if pod.message else "")
     killed = pod.exit_code is not None and pod.exit_code > 128
     return Failure(
         reason=Reason.KILLED if killed else Reason.UNKNOWN,
         message=message,
-        node=-1 if pod.node is None else pod.node,
+        node=_node(pod),
         exit_code=pod.exit_code,
         signal=pod.exit_code - 128 if killed and pod.exit_code is not None else None,
     )
 
 
-def _attempt(failure: Failure, now: datetime) -> Attempt:
+def _node(pod: Pod) -> int:
+    return -1 if pod.node is None else pod.node
+
+
+def _attempt(run: TrainingRun, failure: Failure, observed: Observed, now: datetime) -> Attempt:
+    ranks = run.spec.num_proc_per_node
+    if failure.rank < 0 <= failure.node and ranks == 1 and run.spec.min_nodes == run.spec.num_nodes:
+        failure = replace(failure, rank=failure.node)  # the only one on that node
+    machines = {pod.machine for pod in workers(observed) if pod.node == failure.node and pod.machine}
     return Attempt(
         generation=failure.generation,
         reason=str(failure.reason),
@@ -111,7 +120,22 @@ def _attempt(failure: Failure, now: datetime) -> Attempt:
         signal=failure.signal,
         step=failure.step,
         time=now,
+        node_name=machines.pop() if len(machines) == 1 else "",
+        last_lines=tuple(line[:LINE_LIMIT] for line in failure.last_lines[-LAST_LINES:]),
     )
+
+
+def details(attempt: Attempt) -> str:
+    """`node 1 on gpu-7, rank 3, signal 9, step 41`: what is known of a failure beside its reason and message."""
+    machine = f" on {attempt.node_name}" if attempt.node_name else ""
+    how = f"signal {attempt.signal}" if attempt.signal else f"exit status {attempt.exit_code}"
+    parts = (
+        f"node {attempt.node}{machine}" if attempt.node is not None else "",
+        f"rank {attempt.rank}" if attempt.rank is not None else "",
+        how if attempt.signal or attempt.exit_code is not None else "",
+        f"step {attempt.step}" if attempt.step else "",
+    )
+    return ", ".join(filter(None, parts)) or "nothing more is known"
 
 
 def _plus_one(counts: dict[str, int], reason: str) -> dict[str, int]:

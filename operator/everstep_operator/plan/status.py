@@ -1,6 +1,6 @@
 """What the status learns from pods and report: numbers and places, no decisions."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from everstep_operator.api.trainingrun import (
@@ -16,6 +16,9 @@ from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE, PROGRESS_REPO
 from everstep_operator.plan.model import Observed
 from everstep_operator.plan.pods import running_workers, selector
 from everstep_protocol.messages import Goodput, Progress, Report
+
+#: In seconds: ten years. Whoever trains that long knows better.
+_LONGEST_ETA = 10 * 365 * 86_400.0
 
 
 def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:
@@ -74,9 +77,22 @@ def _progress(old: ProgressStatus | None, new: Progress, now: datetime) -> Progr
         epoch=new.epoch,
         loss=_rounded(new.loss, 6),
         samples_per_second=_rounded(new.samples_per_second, 3),
+        eta=_eta(old, new, now),
         updated_at=old.updated_at if old is not None else None,
     )
     return progress if progress == old else progress.model_copy(update={"updated_at": now})
+
+
+def _eta(old: ProgressStatus | None, new: Progress, now: datetime) -> datetime | None:
+    """A time of day, which moves only when the pace does: a status that always differs would always be written."""
+    if not new.steps_per_second or not new.max_steps or new.max_steps <= new.step:
+        return None
+    left = min((new.max_steps - new.step) / new.steps_per_second, _LONGEST_ETA)
+    eta = (now + timedelta(seconds=left)).replace(microsecond=0)
+    before = old.eta if old is not None else None
+    if before is not None and abs((before - eta).total_seconds()) <= max(10.0, 0.05 * left):
+        return before
+    return eta
 
 
 def _goodput(goodput: Goodput) -> GoodputStatus:

@@ -35,7 +35,7 @@ def reach(status: Status, now: datetime) -> Status:
     """All have saved, or there was nothing to save."""
     message = "all pods are stopped; set suspend to false to go on"
     status = with_condition(status, SUSPENDED, "True", SUSPENDED, message, now)
-    update = {"phase": Phase.SUSPENDED, "reason": SUSPENDED, "message": message, "world_size": 0}
+    update = {"phase": Phase.SUSPENDED, "reason": SUSPENDED, "message": message, "world_size": 0, "refusal": None}
     return status.model_copy(update=update)
 
 
@@ -43,7 +43,7 @@ def resume(status: Status, now: datetime) -> Status:
     """Start again: new pods, a new clock for the deadline. The coordinator goes on from the next generation."""
     status = with_condition(status, SUSPENDED, "False", RESUMED, "", now)
     update = {
-        "phase": Phase.STARTING,
+        "phase": Phase.PENDING,
         "reason": RESUMED,
         "message": "waiting for the pods",
         "start_time": now,

@@ -125,6 +125,7 @@ class Run:
         self._metrics: dict[str, float] = {}
         self._loss: float | None = None
         self._rate: float | None = None
+        self._pace_since: tuple[float, int] | None = None  # when this process told of its first step, and which
 
     def open(self, strategy: Strategy) -> None:
         """Once per process: find the newest checkpoint. Collective."""
@@ -303,6 +304,7 @@ class Run:
             if before and samples > counted:
                 self._rate = (samples - counted) / (now - before)
             self._noted = (now, samples)
+        began, first = self._pace_since = self._pace_since or (now, step)
         self._epoch = self._epoch if epoch is None else epoch
         self._metrics = self._metrics if metrics is None else metrics
         finite = {name: value for name, value in self._metrics.items() if math.isfinite(value)}
@@ -312,6 +314,7 @@ class Run:
             epoch=self._epoch,
             loss=self._loss,
             samples_per_second=self._rate,
+            steps_per_second=(step - first) / (now - began) if step > first else None,
             stage=stage,
             metrics=dict(list(finite.items())[:_MOST_METRICS]),
         )

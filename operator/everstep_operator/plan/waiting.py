@@ -1,0 +1,100 @@
+"""Why pods do not run yet: one word for the status, and the cluster's own words. What will never come right is told."""
+
+import re
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
+from everstep_operator.plan.conditions import with_condition
+from everstep_operator.plan.model import Observed, Pod
+from everstep_operator.plan.refusal import reason_of
+
+PODS_RUNNING = "PodsRunning"
+
+WAITING_FOR_NODES = "WaitingForNodes"
+UNSCHEDULABLE = "Unschedulable"
+IMAGE_PULL = "ImagePull"
+CONFIG = "Config"
+STORAGE = "Storage"
+NODE_NOT_READY = "NodeNotReady"
+
+#: An image that cannot be pulled and a Secret that is not there stay so. The kubelet has tried three times by then.
+CONFIRMED_SECONDS = 30.0
+_HOPELESS = (CONFIG, IMAGE_PULL)
+
+_IMAGE_WORDS = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+    | {"RegistryUnavailable", "SignatureValidationFailed"}
+)
+_CONFIG_WORDS = frozenset({"CreateContainerConfigError", "CreateContainerError"})
+_STORAGE_WORDS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
+_MISSING = re.compile(
+    r"(secret|configmap)s? \"[^\"]*\" not found|non-existent (secret|config) key|couldn't find key", re.I
+)
+_CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
+#: Of several pods, the one whose trouble explains most: what people have to repair comes first.
+_ORDER = (CONFIG, IMAGE_PULL, NODE_NOT_READY, STORAGE, UNSCHEDULABLE, WAITING_FOR_NODES)
+
+
+@dataclass(frozen=True)
+class Waiting:
+    reason: str
+    message: str
+
+
+def of_pod(pod: Pod) -> Waiting | None:
+    """Why this pod does not run; None: it does, or did."""
+    if pod.finished or (pod.phase == "Running" and pod.machine_lost_since is None):
+        return None
+    if pod.machine_lost_since is not None:
+        since = f"{pod.machine_lost_since:%H:%M:%S} UTC"
+        return Waiting(NODE_NOT_READY, f"{pod.name}: its node {pod.machine} has not been Ready since {since}")
+    words = ": ".join(filter(None, (pod.waiting_reason, pod.message)))
+    return Waiting(_classify(pod.waiting_reason, pod.message), f"{pod.name}: {words}" if words else "")
+
+
+def _classify(word: str, message: str) -> str:
+    if word in _IMAGE_WORDS:
+        return IMAGE_PULL
+    if word in _CONFIG_WORDS or _MISSING.search(message):
+        return CONFIG
+    if word in _STORAGE_WORDS or _CLAIM.search(message):
+        return STORAGE
+    return UNSCHEDULABLE if word in (UNSCHEDULABLE, "SchedulingGated") else WAITING_FOR_NODES
+
+
+def waiting(status: Status, observed: Observed) -> Waiting:
+    """Why not all nodes run."""
+    counted = f"{status.nodes.ready} of {status.nodes.desired} nodes run"
+    if status.refusal is not None:
+        return Waiting(reason_of(status.refusal), f"{counted}; {status.refusal.message}")
+    found = [why for pod in observed.pods if not pod.terminating and (why := of_pod(pod)) is not None]
+    worst = min(found, key=lambda why: (_ORDER.index(why.reason), not why.message), default=None)
+    if worst is None or not worst.message:
+        return Waiting(WAITING_FOR_NODES if worst is None else worst.reason, counted)
+    return Waiting(worst.reason, f"{counted}; {worst.message}")
+
+
+def note(status: Status, observed: Observed, now: datetime) -> Status:
+    """The condition PodsRunning. Its time says since when the reason has been this one."""
+    if status.nodes.ready >= status.nodes.desired:
+        return with_condition(status, PODS_RUNNING, "True", "AllRun", "", now)
+    why = waiting(status, observed)
+    return with_condition(status, PODS_RUNNING, "False", why.reason, why.message, now)
+
+
+def hopeless(status: Status, now: datetime) -> Waiting | None:
+    """What keeps a run from ever beginning, once that is certain. A run that has begun waits: its image was good."""
+    condition = status.condition(PODS_RUNNING)
+    if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
+        return None
+    sure = now >= condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS)
+    return Waiting(condition.reason, condition.message) if condition.reason in _HOPELESS and sure else None
+
+
+def startup_deadline(run: TrainingRun, status: Status) -> datetime | None:
+    """When the run fails unless it has trained by then; None: it has, or may take as long as it needs."""
+    seconds = run.spec.failure_policy.startup.deadline_seconds
+    if seconds is None or status.start_time is None or (status.progress is not None and status.progress.step > 0):
+        return None
+    return status.start_time + timedelta(seconds=seconds)
