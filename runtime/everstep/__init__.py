@@ -27,7 +27,13 @@ if TYPE_CHECKING:
     from everstep.trainer import Trainer
 
 
+#: Sub-packages that are attributes without having been imported, as Lightning's are: `pl.callbacks.ModelCheckpoint`.
+_PARTS = ("callbacks", "loggers", "metrics", "profilers", "strategies", "utilities")
+
+
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"everstep.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'everstep' has no attribute {name!r}")
     value = getattr(import_module(_HOME[name]), name)

@@ -1,7 +1,7 @@
 """Modules for serving: ONNX and TorchScript.
 
-A TorchScript file of `torch.jit.optimize_for_inference(traced)` is saved by torch, but torch cannot load it (seen with
-2.13). Save what `to_torchscript` gives, and call `optimize_for_inference` on it after loading.
+What `torch.jit.optimize_for_inference(traced)` gives can be saved, but torch cannot load the file if there is a
+convolution in it (seen with 2.13). Save what `to_torchscript` gives, and call `optimize_for_inference` after loading.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from everstep.errors import ConfigurationError
+from everstep.strategies.base import moved
 
 if TYPE_CHECKING:
     from everstep.module import LightningModule
@@ -58,19 +59,20 @@ def _example(module: "LightningModule", given: Any, method: str, argument: str) 
         raise ConfigurationError(
             f"{method} has to run the module once: give it {argument}, or set example_input_array in the module"
         )
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.to(module.device), example)
+    return moved(example, module.device)
 
 
 @contextlib.contextmanager
 def _for_inference(module: "LightningModule") -> Iterator[None]:
     modes = [(part, part.training) for part in module.modules()]
-    trainer, module.trainer = module._trainer, None  # what exporters walk through
+    trainer = vars(module).pop("_trainer", None)  # exporters walk through all attributes
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        module.trainer = trainer
+        if trainer is not None:
+            module.trainer = trainer
         for part, training in modes:
             part.training = training
 

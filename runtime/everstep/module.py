@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class LightningModule(Hyperparameters, nn.Module):
 
     #: Whether a checkpoint has to have exactly the module's keys.
     strict_loading: bool = True
+    #: Properties that TorchScript leaves alone.
+    __jit_unused_properties__: ClassVar[list[str]] = [
+        "trainer", "current_epoch", "global_step", "global_rank", "local_rank", "logger", "loggers", "device", "dtype",
+        "hparams", "hparams_initial", "on_gpu",
+    ]  # fmt: skip
 
     _trainer: "Trainer | None" = None
     _toggled: "dict[int, AbstractContextManager[None]] | None" = None
@@ -247,6 +252,42 @@ class LightningModule(Hyperparameters, nn.Module):
         load_weights(module, state, module.strict_loading if strict is None else strict)
         first = next((value for value in state.values() if isinstance(value, Tensor)), None)
         return module if first is None else module.to(first.device)
+
+    # For serving.
+
+    def to_onnx(self, file_path: Any = None, input_sample: Any = None, **kwargs: Any) -> Any:
+        """Write an ONNX model of `forward`.
+
+        Args:
+            file_path: a path, or a file object for the older exporter; None: only return torch's ONNXProgram.
+            input_sample: what `forward` takes; default: `example_input_array`.
+            kwargs: of torch.onnx.export; `dynamo=False` takes the older exporter, through TorchScript.
+
+        Raises:
+            ConfigurationError: there is no sample, or the onnx packages are not installed.
+        """
+        from everstep import export
+
+        return export.to_onnx(self, file_path, input_sample, **kwargs)
+
+    def to_torchscript(
+        self,
+        file_path: str | os.PathLike[str] | None = None,
+        method: Literal["script", "trace"] = "script",
+        example_inputs: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """`forward` as TorchScript, in evaluation mode; also written to a path or URL, if one is given.
+
+        Args:
+            example_inputs: for "trace": what `forward` takes; default: `example_input_array`.
+
+        Raises:
+            ConfigurationError: the method is unknown, or "trace" has no example.
+        """
+        from everstep import export
+
+        return export.to_torchscript(self, file_path, method, example_inputs, **kwargs)
 
     # What a module defines.
 

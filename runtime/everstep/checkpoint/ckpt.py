@@ -42,6 +42,11 @@ def as_place(path: str | os.PathLike[str]) -> str:
     return place if is_url(place) else os.path.realpath(os.path.expanduser(place))
 
 
+def as_uri(place: str) -> str:
+    """Of a path or URL, for `open_storage`."""
+    return place if "://" in place else Path(place).as_uri()
+
+
 def join(folder: str, name: str) -> str:
     return f"{folder.rstrip('/')}/{name}"
 
@@ -240,7 +245,7 @@ def link(target: str, place: str) -> None:
 
 def _open(place: str) -> tuple[Storage, str]:
     folder, _, name = place.rpartition("/")
-    return open_storage(folder if is_url(place) else Path(folder or "/").as_uri()), name
+    return open_storage(as_uri(folder or "/")), name
 
 
 def _here(storage: Any, location: str) -> Any:

@@ -52,14 +52,13 @@ def main(args: argparse.Namespace) -> int:
 def _prefix(place: str) -> str | None:
     """The uri, if it is a run's."""
     import os
-    from pathlib import Path
 
     from everstep.checkpoint import ckpt
 
     place = ckpt.as_place(place)
     if place.endswith(".ckpt") or not (ckpt.is_url(place) or os.path.isdir(place)):
         return None
-    return place if ckpt.is_url(place) else Path(place).as_uri()
+    return ckpt.as_uri(place)
 
 
 def _chosen(uri: str, step: int | None) -> "tuple[Storage, CheckpointId]":
@@ -225,7 +224,6 @@ def _convert(args: argparse.Namespace) -> int:
 def _write_prefix(target: str, checkpoint: dict[str, Any]) -> None:
     """As a run would have saved it in its first fit, so that a run with this uri goes on from it."""
     from concurrent.futures import ThreadPoolExecutor
-    from pathlib import Path
 
     from torch._C._distributed_c10d import HashStore
 
@@ -235,8 +233,7 @@ def _write_prefix(target: str, checkpoint: dict[str, Any]) -> None:
     from everstep.errors import ConfigurationError
     from everstep_protocol.checkpoints import MARKERS
 
-    place = ckpt.as_place(target)
-    storage = open_storage(place if ckpt.is_url(place) else Path(place).as_uri())
+    storage = open_storage(ckpt.as_uri(ckpt.as_place(target)))
     if storage.list(MARKERS):
         raise ConfigurationError(f"{target} has checkpoints already: give an empty prefix")
     ranks = checkpoint.get("everstep", {}).pop("ranks", None) or [None]

@@ -114,7 +114,7 @@ def newest_of_prefix(place: str, step: int | None = None) -> str:
     Raises:
         ConfigurationError: there is no checkpoint below it, or none of this step; names those there are.
     """
-    uri = place if ckpt.is_url(place) else Path(place).as_uri()
+    uri = ckpt.as_uri(place)
     found = newest_first(entry.key for entry in open_storage(uri).list(MARKERS))
     wanted = [i for i in found if step is None or i.step == step]
     if not wanted:

@@ -31,7 +31,10 @@ _MOVED = {
     "callbacks.checkpoint": "everstep.callbacks.model_checkpoint",
     "loggers.csv_logs": "everstep.loggers.csv",
     "loggers.logger": "everstep.loggers.base",
-    "utilities.seed": "everstep.seed",
+    "callbacks.progress.tqdm_progress": "everstep.callbacks",
+    "callbacks.progress.rich_progress": "everstep.callbacks",
+    "trainer.trainer": "everstep.trainer",
+    "utilities.model_summary.model_summary": "everstep.utilities.model_summary",
     "plugins.precision": "everstep.precision",
     "fabric": "everstep",
 }

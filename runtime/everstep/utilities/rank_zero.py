@@ -1,0 +1,34 @@
+"""On rank 0 only."""
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from everstep.environment import Environment
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+log = logging.getLogger("everstep")
+
+
+def rank_zero_only(function: Callable[P, T], default: T | None = None) -> Callable[P, T | None]:
+    """A function that does its work on rank 0 and returns `default` on the others."""
+
+    @functools.wraps(function)
+    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
+        return function(*args, **kwargs) if Environment.read().rank == 0 else default
+
+    return on_rank_zero
+
+
+@rank_zero_only
+def rank_zero_info(*args: Any, **kwargs: Any) -> None:
+    log.info(*args, **kwargs)
+
+
+@rank_zero_only
+def rank_zero_warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 4) -> None:
+    warnings.warn(message, category, stacklevel=stacklevel)
