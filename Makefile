@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(VENV)/.installed-demo
 
 # Never put the current folder on sys.path: operator/ must not stand in front of the standard library's `operator`.
 export PYTHONSAFEPATH := 1
@@ -15,14 +16,17 @@ help:  ## list the verbs
 
 setup: $(STAMP)  ## make .venv with everything that the other verbs need (they call this themselves)
 
-$(STAMP): pyproject.toml constraints.txt
+# The demo needs a third of what the tests need; pip adds the rest when a verb asks for it.
+$(DEMO_STAMP): EXTRAS := local,runtime,demo
+$(STAMP): EXTRAS := dev
+$(STAMP) $(DEMO_STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "everstep needs Python 3.11 or later; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP)  ## the main job: train on three nodes, lose a rank, resume, finish with the same weights
+demo: $(DEMO_STAMP)  ## the main job: train on three nodes, lose a rank, resume, finish with the same weights
 	$(BIN)/python examples/digits/demo.py
 
 test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves

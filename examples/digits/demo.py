@@ -4,7 +4,8 @@
 2. The same manifest again, in a second state folder, with a second server, undisturbed.
 3. A third program hashes the final tensors of both.
 
-Writes build/demo/summary.json. Exit status 0 only if everything that it promises was seen.
+Writes build/demo/summary.json, or into the folder that it is given. Exit status 0 only if everything that it promises
+was seen.
 """
 
 import json
@@ -13,13 +14,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 HERE = Path(__file__).resolve().parent
-BUILD = HERE.parents[1] / "build" / "demo"
+BUILD = Path(sys.argv[1] if len(sys.argv) > 1 else HERE.parents[1] / "build" / "demo")
 BIN = Path(sys.executable).parent
 MANIFEST = HERE / "trainingrun.yaml"
 WANTED_ACCURACY = 0.97
@@ -29,24 +31,36 @@ def say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
-def train(manifest: Path, state: Path, kill_at: float | None = None) -> tuple[int, float]:
-    """Run the manifest to its end; the exit status and the seconds that it took."""
-    began = time.monotonic()
+@dataclass
+class Training:
+    """How a run went."""
+
+    exit_status: int
+    seconds: float
+    killed: bool  # the accident happened
+    phases: list[str]  # as they followed each other
+
+
+def train(manifest: Path, state: Path, kill_at: float | None = None) -> Training:
+    """Run the manifest to its end. Ctrl-C reaches the run by itself: it saves and stops, or leaves at the second."""
+    began, phases = time.monotonic(), []
     run = subprocess.Popen([BIN / "everstep", "run", "-f", manifest, "--state-dir", state])
     accident = None
     if kill_at is not None:
         killer = [sys.executable, HERE / "kill_a_rank.py", "--run-json", state / "run.json", "--at", str(kill_at)]
-        accident = subprocess.Popen(killer)
-    try:
-        status = run.wait()
-    except KeyboardInterrupt:  # the run has got its own SIGINT and is saving
-        status = run.wait()
-        raise SystemExit(status) from None
-    finally:
-        if accident is not None:
-            accident.terminate()
-            accident.wait()
-    return status, time.monotonic() - began
+        accident = subprocess.Popen(killer, start_new_session=True)  # Ctrl-C is none of its business
+    while run.poll() is None:
+        try:
+            time.sleep(0.1)
+            phase = status_of(state).get("phase")
+            if phase and phases[-1:] != [phase]:
+                phases.append(phase)
+        except KeyboardInterrupt:
+            continue
+    if accident is not None and accident.poll() is None:
+        accident.terminate()
+    killed = accident is not None and accident.wait() == 0
+    return Training(run.returncode, time.monotonic() - began, killed, phases)
 
 
 def undisturbed_copy() -> Path:
@@ -60,7 +74,11 @@ def undisturbed_copy() -> Path:
 
 
 def status_of(state: Path) -> dict[str, Any]:
-    status: dict[str, Any] = json.loads((state / "run.json").read_text())["status"]
+    """Empty while there is none."""
+    try:
+        status: dict[str, Any] = json.loads((state / "run.json").read_text()).get("status", {})
+    except (OSError, ValueError):
+        return {}
     return status
 
 
@@ -71,20 +89,24 @@ def final_weights(state: Path) -> dict[str, Any]:
     return result
 
 
+def ended_early(what: str, training: Training, state: Path) -> int:
+    """The demo's exit status: 130 after Ctrl-C, else 1."""
+    print(f"{what} ended with status {training.exit_status}; its logs are under {state}", file=sys.stderr)
+    return 130 if training.exit_status == 130 else 1
+
+
 def main() -> int:
     shutil.rmtree(BUILD, ignore_errors=True)
     BUILD.mkdir(parents=True)
 
     say(f"1/3  everstep run -f {os.path.relpath(MANIFEST)}: three nodes, and an accident at 40 %")
-    exit_status, seconds = train(MANIFEST, BUILD / "accident", kill_at=0.4)
-    if exit_status != 0:
-        print(f"the run ended with status {exit_status}; its logs are under {BUILD / 'accident'}", file=sys.stderr)
-        return 1
-    say(f"2/3  the same manifest, undisturbed ({seconds:.0f} s until Succeeded so far)")
-    exit_status, _ = train(undisturbed_copy(), BUILD / "undisturbed")
-    if exit_status != 0:
-        print(f"the undisturbed run ended with status {exit_status}", file=sys.stderr)
-        return 1
+    training = train(MANIFEST, BUILD / "accident", kill_at=0.4)
+    if training.exit_status != 0:
+        return ended_early("the run", training, BUILD / "accident")
+    say(f"2/3  the same manifest, undisturbed ({training.seconds:.0f} s until Succeeded so far)")
+    undisturbed = train(undisturbed_copy(), BUILD / "undisturbed")
+    if undisturbed.exit_status != 0:
+        return ended_early("the undisturbed run", undisturbed, BUILD / "undisturbed")
 
     say("3/3  compare the final tensors")
     first, second = final_weights(BUILD / "accident"), final_weights(BUILD / "undisturbed")
@@ -100,7 +122,7 @@ def main() -> int:
         "tensorsCompared": first["tensors"],
         "secondsLostToRestart": round(sum(status["goodput"]["lostSeconds"].values()), 2),
         "goodput": round(status["goodput"]["ratio"], 3),
-        "secondsUntilSucceeded": round(seconds, 1),
+        "secondsUntilSucceeded": round(training.seconds, 1),
     }
     (BUILD / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     width = max(map(len, summary))
@@ -109,7 +131,9 @@ def main() -> int:
 
     promises = {
         "the run Succeeded": summary["phase"] == "Succeeded",
-        "a rank was killed and the run restarted": summary["restarts"] == 1 and summary["killedAtStep"] is not None,
+        "a rank was killed, and that was the one restart": training.killed
+        and status["restarts"]["byCause"] == {"Killed": 1},
+        "it went Running, Restarting, Running": "Running Restarting Running" in " ".join(training.phases),
         "it resumed from a checkpoint before that step": 0
         < (summary["resumedFromStep"] or 0)
         <= (summary["killedAtStep"] or 0),

@@ -56,7 +56,7 @@ def main() -> int:
         step, total = progress.get("step") or 0, progress.get("maxSteps") or 0
         if total and step >= args.at * total and (pid := find_rank(run["metadata"]["uid"], args.rank)):
             os.kill(pid, signal.SIGKILL)
-            print(f">>> kill -9 {pid}: rank {args.rank} is gone, at step {step} of {total}", flush=True)
+            print(f">>> kill -9 {pid}: rank {args.rank} is gone; step {step} of {total} was reported last", flush=True)
             return 0
         time.sleep(0.05)
     print("nobody was killed: the run never came that far, or was over too soon", file=sys.stderr)

@@ -1,7 +1,6 @@
 """`everstep operator`: reconciles the TrainingRuns of a cluster. The chart runs it in a Deployment."""
 
 import argparse
-import asyncio
 import logging
 import sys
 from pathlib import Path
@@ -43,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     """Exit status: 0 asked to end, 1 cannot be started, 2 usage."""
     # `everstep --help` does not pay for kopf and a Kubernetes client.
+    import asyncio
+
     from everstep_operator import handlers, settings
     from everstep_operator.cluster.port import ClusterError
 
