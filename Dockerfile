@@ -59,10 +59,11 @@ FROM runtime-dependencies AS runtime-package
 COPY --from=wheel /dist /dist
 RUN python3 -m pip --python /opt/everstep/bin/python install --no-deps --no-index --prefix /package /dist/*.whl
 
-# Never put the current folder on sys.path; write no byte code into a read-only root; a home that every cluster offers.
+# Never put the current folder on sys.path; write no byte code into a read-only root; a home that is there on every
+# cluster, and a name for the user, whatever uid a pod gives it (torch and kopf ask for one).
 FROM ${PYTHON_IMAGE} AS base
 ENV PATH=/opt/everstep/bin:/usr/local/bin:/usr/bin:/bin \
-    PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp
+    PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 HOME=/tmp USER=everstep
 USER 65532:65532
 WORKDIR /work
 

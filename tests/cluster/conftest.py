@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,15 @@ ROOT = Path(__file__).parents[2]
 SYSTEM = "everstep-test-system"
 RELEASE = "everstep"
 
+#: When this session of tests began, in seconds since the epoch.
+BEGIN = time.time()
+
 IMAGES = ("EVERSTEP_OPERATOR_IMAGE", "EVERSTEP_RUNTIME_IMAGE", "EVERSTEP_S3_IMAGE")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Last: what looks back at all that the operator did."""
+    items.sort(key=lambda item: "tests/cluster/test_rbac" in item.nodeid)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """TrainingRuns on the cluster of the tests: made from few words, applied with kubectl, watched through their status."""
 
 import json
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ STORE = "everstep-test-store"
 
 BUCKET = "everstep"
 CREDENTIALS = "store"  # name of the Secret in each namespace
+
+#: Runs of one session of tests do not find what another has left in the store.
+SESSION = secrets.token_hex(2)
 ENDPOINT = f"http://s3.{STORE}.svc:8333"
 
 
@@ -25,7 +29,7 @@ def tiny(name: str, *arguments: Any, nodes: int = 1, namespace: str = NAMESPACE,
     """A run of the torch-free script tests/run/tiny.py; its checkpoints are in the cluster's S3."""
     code = {"files": [{"path": "train.py", "content": TINY.read_text()}]}
     return run(
-        name,
+        f"{name}-{SESSION}",
         {"command": ["python", "train.py"], "args": [str(a) for a in arguments], "code": code},
         nodes=nodes,
         namespace=namespace,
@@ -88,6 +92,11 @@ class Run:
         """The newest pod of a node index."""
         return [pod for pod in self.pods() if pod["metadata"]["labels"][labels.NODE] == str(node)][-1]
 
+    @property
+    def prefix(self) -> str:
+        """Where its checkpoints are in the bucket."""
+        return f"{self.namespace}/{self.name}/"
+
     def phase(self, *wanted: str, seconds: float = 90) -> Object:
         """Wait for one of these phases; the status then."""
 
@@ -115,6 +124,11 @@ class Run:
     def patch(self, **spec: Any) -> None:
         change = json.dumps({"spec": spec})
         kubectl("patch", "trainingrun", self.name, "-n", self.namespace, "--type=merge", "-p", change)
+
+    def execute(self, pod: Object, script: str, container: str = "trainer") -> str:
+        """Run a Python script in a container of a pod."""
+        name = pod["metadata"]["name"]
+        return kubectl("exec", "-i", name, "-n", self.namespace, "-c", container, "--", "python", "-", stdin=script)
 
     def logs(self, node: int = 0) -> str:
         return kubectl("logs", self.pod(node)["metadata"]["name"], "-n", self.namespace, "-c", "trainer")

@@ -1,0 +1,343 @@
+"""Accidents, one after the other: what happens to the run, to its pods, and what never happens."""
+
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from everstep_protocol import labels
+from tests.cluster import store
+from tests.cluster.conftest import RELEASE, SYSTEM
+from tests.cluster.faults import Faults, api_server_away, audit, signal_container
+from tests.cluster.kube import KubectlFailed, Object, get, kubectl, listed, until
+from tests.cluster.runs import STORE, Run, node_of, tiny
+
+pytestmark = [pytest.mark.cluster, pytest.mark.serial]
+
+Start = Callable[[Object], Run]
+
+OPERATOR = "app.kubernetes.io/component=operator"
+
+KILL_RANK = """
+import os, signal
+from pathlib import Path
+for folder in Path("/proc").glob("[0-9]*"):
+    try:
+        environment = (folder / "environ").read_bytes().split(b"\\0")
+    except OSError:
+        continue
+    if b"RANK=%d" in environment:
+        os.kill(int(folder.name), signal.SIGKILL)
+        print("killed", folder.name)
+        break
+"""
+
+
+def kill_rank(run: Run, rank: int) -> None:
+    """One rank per node: SIGKILL, from a shell in its container."""
+    assert "killed" in run.execute(run.pod(rank), KILL_RANK % rank)
+
+
+def training(start: Start, name: str, nodes: int = 2, **spec: object) -> Run:
+    """A run that takes ten steps a second for ten minutes, and is at it."""
+    run = start(tiny(name, "--steps", 6000, "--pause", 0.1, nodes=nodes, **spec))
+    run.reaches(5)
+    return run
+
+
+def uids(run: Run) -> list[str]:
+    return [pod["metadata"]["uid"] for pod in run.pods()]
+
+
+def live(run: Run, node: int) -> list[Object]:
+    """Pods for a node index that are not on their way out."""
+    return [
+        pod
+        for pod in run.pods()
+        if pod["metadata"]["labels"][labels.NODE] == str(node)
+        and pod["status"]["phase"] in ("Pending", "Running")
+        and not pod["metadata"].get("deletionTimestamp")
+    ]
+
+
+def replaced(run: Run, pod: Object, seconds: float = 60) -> Object:
+    """Wait until another pod runs in its place."""
+    node = int(pod["metadata"]["labels"][labels.NODE])
+
+    def look() -> Object | None:
+        pods = [p for p in live(run, node) if p["metadata"]["uid"] != pod["metadata"]["uid"]]
+        return next((p for p in pods if p["status"]["phase"] == "Running"), None)
+
+    return until(f"another pod of {run.name} is in the place of {pod['metadata']['name']}", look, seconds)
+
+
+def goes_on(run: Run, steps: int = 10, seconds: float = 90) -> Object:
+    return run.reaches(run.step + steps, seconds)
+
+
+def test_worker_killed(start: Start) -> None:
+    run = training(start, "worker-killed")
+    before = uids(run)
+    kill_rank(run, 1)
+    until("the restart is counted", lambda: run.status["restarts"]["total"] == 1)
+    status = goes_on(run)
+    assert status["phase"] == "Running"
+    assert status["restarts"] == {**status["restarts"], "total": 1, "byCause": {"Killed": 1}}
+    failure = status["attempts"][-1]
+    assert (failure["rank"], failure["node"], failure["signal"]) == (1, 1, 9)
+    assert failure["nodeName"] == node_of(run.pod(1))
+    assert status["resumedFrom"]["step"] > 0, "its work was not lost"
+    assert uids(run) == before, "its pods are fine"
+
+
+def test_pod_deleted(start: Start) -> None:
+    """With its grace: all save at one step, another pod comes, nothing is counted."""
+    run = training(start, "pod-deleted")
+    pod = run.pod(1)
+    kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--wait=false")
+    replaced(run, pod)
+    status = goes_on(run)
+    assert status["restarts"]["total"] == 0
+    assert status["resumedFrom"]["step"] >= 5
+
+
+def test_pod_killed(start: Start) -> None:
+    run = training(start, "pod-killed")
+    pod = run.pod(1)
+    kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--force", "--grace-period=0")
+    replaced(run, pod)
+    status = goes_on(run)
+    assert status["restarts"]["total"] <= 1
+    assert len(live(run, 1)) == 1
+
+
+def test_coordinator_killed(start: Start) -> None:
+    """Training does not notice."""
+    run = training(start, "coordinator")
+    before, status = uids(run), run.status
+    (coordinator,) = run.pods(labels.COORDINATOR)
+    kubectl("delete", "pod", coordinator["metadata"]["name"], "-n", run.namespace, "--force", "--grace-period=0")
+    until(
+        "there is another coordinator",
+        lambda: [
+            pod
+            for pod in run.pods(labels.COORDINATOR)
+            if pod["metadata"]["uid"] != coordinator["metadata"]["uid"] and pod["status"]["phase"] == "Running"
+        ],
+    )
+    after = goes_on(run, 30)
+    assert uids(run) == before
+    assert after["generation"] == status["generation"]
+    assert after["restarts"]["total"] == 0
+
+
+@contextmanager
+def cordoned(node: str) -> Iterator[None]:
+    kubectl("cordon", node)
+    try:
+        yield
+    finally:
+        kubectl("uncordon", node)
+
+
+@contextmanager
+def back(action: Callable[[str], None], node: str) -> Iterator[None]:
+    """Whatever the test finds, the node is well again for the next."""
+    try:
+        yield
+    finally:
+        action(node)
+        kubectl("wait", "node", node, "--for=condition=Ready", "--timeout=120s", timeout=130)
+
+
+def away_from_the_store(start: Start, name: str, **spec: object) -> tuple[Run, Object]:
+    """A run with its two workers on nodes that may be broken: not the store's. And its worker 1."""
+    pod = get("pod", "s3", STORE)
+    assert pod is not None
+    with cordoned(node_of(pod)):
+        spread = {
+            "topologySpreadConstraints": [
+                {
+                    "maxSkew": 1,
+                    "topologyKey": "kubernetes.io/hostname",
+                    "whenUnsatisfiable": "ScheduleAnyway",
+                    "labelSelector": {"matchLabels": {labels.RUN: name}},
+                }
+            ]
+        }
+        run = training(start, name, podTemplate={"spec": spread}, **spec)
+        victim = run.pod(1)
+        assert node_of(victim) != node_of(pod)
+        return run, victim
+
+
+def test_drain_of_a_fixed_size_run(start: Start) -> None:
+    """It saves and moves. That is no failure."""
+    run, pod = away_from_the_store(start, "drain")
+    node = node_of(pod)
+    with back(lambda name: kubectl("uncordon", name) and None, node):  # type: ignore[func-returns-value]
+        kubectl(
+            *("drain", node, f"--pod-selector={labels.RUN_UID}={run.uid}", "--delete-emptydir-data", "--force"),
+            timeout=120,
+        )
+        moved = replaced(run, pod)
+        assert node_of(moved) != node
+        status = goes_on(run)
+        assert status["restarts"]["total"] == 0
+        assert status["resumedFrom"]["step"] >= 5
+
+
+def test_node_killed(start: Start, faults: Faults) -> None:
+    """A pod elsewhere in its place, and the zombie's object goes although nobody can ask its kubelet."""
+    run, pod = away_from_the_store(start, "node-killed", failurePolicy={"node": {"graceSeconds": 1}})
+    node = node_of(pod)
+    with back(faults.start_node, node):
+        faults.kill_node(node)
+        moved = replaced(run, pod, 120)
+        assert node_of(moved) != node
+        uid = pod["metadata"]["uid"]
+        until("the zombie is gone", lambda: uid not in uids(run), 30)
+        status = goes_on(run)
+        assert status["phase"] == "Running"
+        assert status["resumedFrom"]["step"] > 0
+        assert status["restarts"]["total"] <= 1
+        assert [excluded["name"] for excluded in status["excludedNodes"]] == [node]
+
+
+def test_partition_never_two_live_processes_of_one_rank(start: Start, faults: Faults) -> None:
+    run, pod = away_from_the_store(start, "partition", failurePolicy={"node": {"graceSeconds": 1}})
+    node = node_of(pod)
+    with back(faults.heal, node):
+        assert signal_container(faults, pod, "0", "train.py") > 0, "the test sees the worker"
+        faults.partition(node)
+        moved = replaced(run, pod, 150)
+        assert signal_container(faults, pod, "0", "train.py") == 0, "the one that was cut off had ended before"
+        assert node_of(moved) != node
+        assert goes_on(run)["phase"] == "Running"
+    until("one pod for that place is left", lambda: [p["metadata"]["uid"] for p in live(run, 1)], 30)
+    assert [p["metadata"]["uid"] for p in live(run, 1)] == [moved["metadata"]["uid"]]
+
+
+def test_api_server_down_for_a_minute(start: Start, faults: Faults) -> None:
+    """Training does not notice; the status catches up."""
+    run = training(start, "api-down")
+    before, status = uids(run), run.status
+    with api_server_away(faults):
+        time.sleep(60)  # the outage itself
+    after = run.reaches(status["progress"]["step"] + 300, 90)
+    assert after["phase"] == "Running"
+    assert after["generation"] == status["generation"]
+    assert after["restarts"]["total"] == 0
+    assert uids(run) == before
+
+
+def test_pod_deleted_right_after_an_api_outage(start: Start, faults: Faults) -> None:
+    run = training(start, "after-outage")
+    with api_server_away(faults):
+        time.sleep(15)  # the outage itself
+    pod = until("kubectl sees the pod", lambda: run.pod(1), 60)
+    kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--force", "--grace-period=0")
+    replaced(run, pod, 90)
+    assert goes_on(run)["phase"] == "Running"
+
+
+def operators() -> list[Object]:
+    return listed("pods", SYSTEM, OPERATOR)
+
+
+def leader() -> Object | None:
+    lease = get("lease", RELEASE, SYSTEM)
+    holder = ((lease or {}).get("spec") or {}).get("holderIdentity") or ""
+    return next((pod for pod in operators() if holder.startswith(pod["metadata"]["name"])), None)
+
+
+def assert_nothing_foul(run: Run, faults: Faults, since: float) -> None:
+    """In the audit log: no pod made twice, and none taken away by an operator."""
+    account = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
+    about_it = [
+        event
+        for event in audit(faults, since)
+        if event["user"]["username"] == account
+        and event["objectRef"]["resource"] == "pods"
+        and event["objectRef"].get("name", "").startswith(f"{run.name}-")
+        and event["responseStatus"]["code"] < 300
+    ]
+    made = Counter(event["objectRef"]["name"] for event in about_it if event["verb"] == "create")
+    taken = [event["objectRef"]["name"] for event in about_it if event["verb"] == "delete"]
+    assert all(count == 1 for count in made.values()), made
+    assert taken == []
+
+
+def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Faults) -> None:
+    run = training(start, "fifty", failurePolicy={"maxRestarts": 5, "backoff": {"initialSeconds": 0}})
+    before, since = uids(run), time.time()
+    dice = random.Random(50)
+    for kill in range(50):
+        names = [pod["metadata"]["name"] for pod in operators() if not pod["metadata"].get("deletionTimestamp")]
+        if names:
+            victim = dice.choice(names)
+            kubectl("delete", "pod", victim, "-n", SYSTEM, "--force", "--grace-period=0", "--wait=false")
+        if kill % 16 == 8:
+            kill_rank(run, kill % 2)
+        time.sleep(1.5)  # between two accidents
+    kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
+    until("all three are counted", lambda: run.status["restarts"]["total"] == 3, 60)
+    status = goes_on(run)
+    assert status["restarts"]["total"] == 3
+    assert status["restarts"]["total"] <= 5
+    assert uids(run) == before, "a restart of workers replaces no pod, and neither does an operator"
+    assert_nothing_foul(run, faults, since)
+
+
+def test_leader_stopped_for_thirty_seconds(start: Start, faults: Faults) -> None:
+    """Another leads; when the first wakes up with what it knew half a minute ago, it does nothing with it."""
+    run = training(start, "stopped-leader")
+    first = until("somebody leads", leader)
+    since = time.time()
+    pod = run.pod(1)
+    assert signal_container(faults, first, "STOP", "everstep") > 0
+    try:
+        kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--force", "--grace-period=0")
+        replaced(run, pod, 60)
+        time.sleep(max(0.0, since + 30 - time.time()))
+    finally:
+        signal_container(faults, first, "CONT", "everstep")
+    status = goes_on(run, 50)
+    second = leader()
+    assert second is not None
+    assert second["metadata"]["uid"] != first["metadata"]["uid"]
+    assert len(live(run, 0)) == len(live(run, 1)) == 1
+    assert status["restarts"]["total"] <= 1
+    assert_nothing_foul(run, faults, since)
+
+
+def test_a_lost_worker_that_is_not_replaced_is_no_success(start: Start, faults: Faults) -> None:
+    """Nowhere to go for the pod of a dead node: the run waits and says so, and is not Succeeded meanwhile."""
+    run, pod = away_from_the_store(start, "nowhere", failurePolicy={"node": {"graceSeconds": 1}})
+    node = node_of(pod)
+    others = [n["metadata"]["name"] for n in listed("nodes", "default") if n["metadata"]["name"] != node]
+    for other in others:
+        kubectl("cordon", other)
+    try:
+        with back(faults.start_node, node):
+            faults.kill_node(node)
+            until("it waits for a node", lambda: "nodes are available" in run.status.get("message", ""), 120)
+            assert run.status["phase"] in ("Restarting", "Pending")
+    finally:
+        for other in others:
+            kubectl("uncordon", other)
+    status = goes_on(run, seconds=120)
+    assert status["phase"] == "Running"
+
+
+def test_what_the_store_holds_is_what_the_status_says(start: Start) -> None:
+    """The status names the newest checkpoint; it is there."""
+    run = start(tiny("store", "--steps", 40))
+    status = run.phase("Succeeded")
+    assert status["lastCheckpoint"]["step"] == 40
+    assert store.content(f"{run.prefix}rank0.json").strip() == "40"
+    with pytest.raises(KubectlFailed):
+        store.content(f"{run.prefix}rank1.json")

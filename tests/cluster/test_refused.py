@@ -1,0 +1,144 @@
+"""What cannot work says why, in the words of the API server or in the status, and soon."""
+
+from collections.abc import Callable
+
+import pytest
+import yaml
+
+from tests.api.objects import CASES, Case
+from tests.cluster.kube import KubectlFailed, Object, apply, kubectl, until
+from tests.cluster.runs import NAMESPACE, QUOTA, Run, run, tiny
+
+pytestmark = pytest.mark.cluster
+
+Start = Callable[[Object], Run]
+
+REFUSED = [case for case in CASES if case.refused and case.changed is None]
+
+
+def test_there_are_twenty_of_them() -> None:
+    assert len(REFUSED) >= 20
+
+
+@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name.replace(" ", "-"))
+def test_malformed_manifests(operator: None, case: Case) -> None:
+    """By the schema, by CEL, or, what only the operator can judge, not at all here."""
+    text = yaml.safe_dump(case.object)
+    with pytest.raises(KubectlFailed) as refusal:
+        kubectl("create", "-f", "-", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", stdin=text)
+    message = str(refusal.value)
+    assert "invalid" in message or "Invalid" in message or "unknown field" in message or "BadRequest" in message
+    if case.by == "cel":
+        words = [part for part in case.refused.replace("{", "}").split("}") if len(part) > 8] if case.refused else []
+        assert words
+
+
+def test_a_bad_image_fails_fast_and_says_so(start: Start) -> None:
+    manifest = tiny("bad-image", "--steps", 5)
+    manifest["spec"]["trainer"]["image"] = "registry.invalid/nobody/nothing:1"
+    status = start(manifest).phase("Failed", seconds=120)
+    assert "registry.invalid/nobody/nothing:1" in status["message"]
+    assert "mage" in status["reason"] or "mage" in status["message"]
+
+
+def test_a_secret_that_is_not_there_fails_fast_and_is_named(start: Start) -> None:
+    manifest = tiny("no-secret", "--steps", 5)
+    manifest["spec"]["checkpoint"]["credentialsSecret"] = "nobody-made-this"
+    status = start(manifest).phase("Failed", seconds=120)
+    assert "nobody-made-this" in status["message"]
+
+
+def test_unschedulable_is_pending_with_the_words_of_the_scheduler(start: Start) -> None:
+    manifest = tiny("too-big", "--steps", 5)
+    manifest["spec"]["trainer"]["resources"] = {"requests": {"cpu": "4000"}}
+    waiting = start(manifest)
+    until("the scheduler's words are in the status", lambda: "Insufficient cpu" in waiting.status.get("message", ""))
+    status = waiting.status
+    assert status["phase"] == "Pending"
+    assert status["reason"] == "Unschedulable"
+
+
+def test_the_startup_deadline_ends_what_never_starts(start: Start) -> None:
+    manifest = tiny("never-starts", "--steps", 5, failurePolicy={"startup": {"deadlineSeconds": 5}})
+    manifest["spec"]["trainer"]["resources"] = {"requests": {"cpu": "4000"}}
+    status = start(manifest).phase("Failed", seconds=60)
+    assert "Insufficient cpu" in status["message"]
+
+
+def test_a_quota_is_told_and_waited_for(start: Start) -> None:
+    quota = {
+        "apiVersion": "v1",
+        "kind": "ResourceQuota",
+        "metadata": {"name": "none", "namespace": QUOTA},
+        "spec": {"hard": {"pods": "0"}},
+    }
+    apply(quota)
+    try:
+        until("the quota is in force", lambda: "pods" in kubectl("get", "quota", "none", "-n", QUOTA))
+        held = start(tiny("quota", "--steps", 5, namespace=QUOTA))
+        until("the quota is in the status", lambda: "exceeded quota" in held.status.get("message", ""))
+        assert held.status["phase"] == "Pending"
+    finally:
+        kubectl("delete", "quota", "none", "-n", QUOTA)
+    assert held.phase("Succeeded", seconds=120)["restarts"]["total"] == 0
+
+
+def test_a_script_that_always_fails_ends_the_run_with_its_last_words(start: Start) -> None:
+    failing = start(tiny("fails", "--steps", 20, "--raise-at", 3, failurePolicy={"backoff": {"initialSeconds": 0}}))
+    status = failing.phase("Failed", seconds=120)
+    assert status["reason"] == "UserException"
+    last = status["attempts"][-1]
+    assert "step 3 is too much" in last["message"]
+    assert last["rank"] == 0
+    assert last["node"] == 0
+    assert last["exitCode"] == 1
+    assert last["nodeName"]
+    assert any("begins at step 0" in line for line in last["lastLines"])
+
+
+def test_a_command_that_is_not_there_ends_the_run_at_once(start: Start) -> None:
+    status = start(run("no-command", {"command": ["no-such-program"]})).phase("Failed")
+    assert status["reason"] == "CommandNotFound"
+    assert status["restarts"]["total"] == 0
+
+
+def test_a_pod_template_that_the_api_server_refuses_is_told(start: Start) -> None:
+    manifest = tiny("bad-template", "--steps", 5)
+    manifest["spec"]["podTemplate"] = {"spec": {"dnsPolicy": "Whatever"}}
+    refused = start(manifest)
+    until("the refusal is in the status", lambda: "Whatever" in refused.status.get("message", ""))
+
+
+def test_changes_of_a_running_run_are_refused_with_the_way_out(start: Start) -> None:
+    running = start(tiny("fixed", "--steps", 3000, "--pause", 0.1))
+    running.phase("Starting", "Running")
+    with pytest.raises(KubectlFailed, match="suspend"):
+        running.patch(trainer={"command": ["python", "other.py"]})
+    with pytest.raises(KubectlFailed, match="elasticPolicy"):
+        kubectl("scale", f"trainingrun/{running.name}", "-n", running.namespace, "--replicas=3")
+
+
+def test_a_stranger_is_refused_by_the_coordinator(start: Start) -> None:
+    """From another namespace nothing comes through; from the run's own network no word without its token is taken."""
+    from tests.cluster import store
+
+    multi = start(tiny("stranger", "--steps", 3000, "--pause", 0.1, nodes=2))
+    multi.reaches(2)
+    url = f"http://{{}}.{multi.namespace}.svc:8321/v1/sync"
+    service = next(
+        item["metadata"]["name"]
+        for item in yaml.safe_load(kubectl("get", "services", "-n", multi.namespace, "-o", "yaml"))["items"]
+        if item["metadata"]["name"].startswith(multi.name) and item["metadata"]["name"].endswith("coordinator")
+    )
+    ask = f"""
+import urllib.request, urllib.error
+request = urllib.request.Request({url.format(service)!r}, data=b"{{}}", headers={{"Authorization": "Bearer wrong"}})
+try:
+    print("answered", urllib.request.urlopen(request, timeout=5).status)
+except urllib.error.HTTPError as error:
+    print("refused", error.code)
+except OSError as error:
+    print("unreachable", error)
+"""
+    assert store.python(ask).startswith("unreachable")
+    assert multi.execute(multi.pod(0), ask).startswith("refused 401")
