@@ -70,6 +70,8 @@ WORKDIR /work
 FROM base AS runtime
 COPY --from=runtime-dependencies /opt/everstep /opt/everstep
 COPY --from=runtime-package /package /opt/everstep
+# The script of examples/digits/trainingrun.yaml, so that a new cluster has something to train.
+COPY examples/digits/train.py ./
 CMD ["everstep", "launch", "--help"]
 
 FROM base AS operator
