@@ -16,7 +16,7 @@ from everstep_protocol import labels
 from tests.cluster import faults as accidents
 from tests.cluster import store
 from tests.cluster.kube import Object, apply, kubectl
-from tests.cluster.runs import GONE, NAMESPACE, QUOTA, STORE, Run
+from tests.cluster.runs import GONE, NAMESPACE, QUOTA, SESSION, STORE, Run
 
 ROOT = Path(__file__).parents[2]
 SYSTEM = "everstep-test-system"
@@ -24,6 +24,9 @@ RELEASE = "everstep"
 
 #: When this session of tests began, in seconds since the epoch.
 BEGIN = time.time()
+
+#: The CRD may have been applied by other means before.
+OVER_OTHERS = ("--take-ownership", "--force-conflicts")
 
 IMAGES = ("EVERSTEP_OPERATOR_IMAGE", "EVERSTEP_RUNTIME_IMAGE", "EVERSTEP_S3_IMAGE")
 
@@ -70,6 +73,7 @@ def chart_values(**values: str) -> list[str]:
         "image.tag": operator[2],
         "runtimeImage.repository": runtime[0],
         "runtimeImage.tag": runtime[2],
+        "podAnnotations.session": SESSION,  # an image of the same name may be another one than last time
     } | values
     return [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
 
@@ -87,7 +91,7 @@ def operator(helm: Callable[..., str], the_store: None) -> None:
             scope = {f"namespaces[{i}]": name for i, name in enumerate((NAMESPACE, QUOTA, GONE))}
         values = chart_values(**scope)
         chart = str(ROOT / "charts" / "everstep")
-        helm("upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, *values, "--take-ownership")
+        helm("upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, *values, *OVER_OTHERS)
         kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from everstep_protocol import labels
 from tests.cluster import store
-from tests.cluster.conftest import RELEASE, ROOT, SYSTEM
+from tests.cluster.conftest import OVER_OTHERS, RELEASE, ROOT, SYSTEM
 from tests.cluster.kube import Object, get, kubectl, listed, until
 from tests.cluster.runs import GONE, Run, tiny
 
@@ -159,10 +159,10 @@ def test_helm_upgrade_under_a_running_run(start: Start, helm: Callable[..., str]
     status = run.reaches(3)
     before = [pod["metadata"]["uid"] for pod in run.pods()]
     chart = str(ROOT / "charts" / "everstep")
-    helm(*("upgrade", RELEASE, chart, "-n", SYSTEM, "--reuse-values", "--take-ownership"))
+    helm(*("upgrade", RELEASE, chart, "-n", SYSTEM, "--reuse-values", *OVER_OTHERS))
     annotation = time.strftime("%Y-%m-%dT%H-%M-%S")
     helm(
-        *("upgrade", RELEASE, chart, "-n", SYSTEM, "--reuse-values", "--take-ownership"),
+        *("upgrade", RELEASE, chart, "-n", SYSTEM, "--reuse-values", *OVER_OTHERS),
         *("--set", f"podAnnotations.upgraded={annotation}"),
     )
     kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
@@ -183,7 +183,7 @@ def test_uninstall_leaves_runs_alive_and_a_new_install_adopts_them(start: Start,
     with_values = ROOT / "build" / "cluster-values.yaml"
     with_values.parent.mkdir(exist_ok=True)
     with_values.write_text(values)
-    helm("install", RELEASE, chart, "-n", SYSTEM, "-f", str(with_values), "--take-ownership")
+    helm("install", RELEASE, chart, "-n", SYSTEM, "-f", str(with_values), *OVER_OTHERS)
     status = run.phase("Succeeded", "Failed", seconds=180)
     assert status["phase"] == "Succeeded", run.picture()
     assert status["restarts"]["total"] == 0

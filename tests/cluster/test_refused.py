@@ -1,36 +1,19 @@
-"""What cannot work says why, in the words of the API server or in the status, and soon."""
+"""What cannot work says why, in the status, and soon.
+
+Manifests that the API server itself refuses are in tests/api/objects.py; test_objects.py there asks a real one.
+"""
 
 from collections.abc import Callable
 
 import pytest
 import yaml
 
-from tests.api.objects import CASES, Case
 from tests.cluster.kube import KubectlFailed, Object, apply, kubectl, until
-from tests.cluster.runs import NAMESPACE, QUOTA, Run, run, tiny
+from tests.cluster.runs import QUOTA, Run, run, tiny
 
 pytestmark = pytest.mark.cluster
 
 Start = Callable[[Object], Run]
-
-REFUSED = [case for case in CASES if case.refused and case.changed is None]
-
-
-def test_there_are_twenty_of_them() -> None:
-    assert len(REFUSED) >= 20
-
-
-@pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name.replace(" ", "-"))
-def test_malformed_manifests(operator: None, case: Case) -> None:
-    """By the schema, by CEL, or, what only the operator can judge, not at all here."""
-    text = yaml.safe_dump(case.object)
-    with pytest.raises(KubectlFailed) as refusal:
-        kubectl("create", "-f", "-", "-n", NAMESPACE, "--dry-run=server", "--validate=strict", stdin=text)
-    message = str(refusal.value)
-    assert "invalid" in message or "Invalid" in message or "unknown field" in message or "BadRequest" in message
-    if case.by == "cel":
-        words = [part for part in case.refused.replace("{", "}").split("}") if len(part) > 8] if case.refused else []
-        assert words
 
 
 def test_a_bad_image_fails_fast_and_says_so(start: Start) -> None:
