@@ -1,6 +1,7 @@
 """TrainingRuns on the cluster of the tests: made from few words, applied with kubectl, watched through their status."""
 
 import json
+import os
 import secrets
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ STORE = "everstep-test-store"
 BUCKET = "everstep"
 CREDENTIALS = "store"  # name of the Secret in each namespace
 
-#: Runs of one session of tests do not find what another has left in the store.
-SESSION = secrets.token_hex(2)
+#: Runs of one session of tests do not find what another has left in the store. Its worker processes share it.
+SESSION = "s" + (os.environ.get("PYTEST_XDIST_TESTRUNUID") or secrets.token_hex(2))[:4]
 ENDPOINT = f"http://s3.{STORE}.svc:8333"
 
 
