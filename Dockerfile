@@ -38,8 +38,8 @@ RUN python3 -m venv --without-pip /opt/everstep \
        --constraint /src/constraints.txt obstore safetensors \
     && cd /opt/everstep/lib/python3*/site-packages \
     && python3 -OO -m compileall -q -b kubernetes && find kubernetes -name '*.py' -delete \
-    # A time zone database that dateutil falls back to; all our times are UTC.
-    && rm -r tzdata tzdata-* \
+    # A time zone database that dateutil falls back to (all our times are UTC), and somebody's tests.
+    && rm -r tzdata tzdata-* websocket/tests \
     && python3 -m compileall -q .
 
 FROM ${PYTHON_IMAGE} AS runtime-dependencies
@@ -53,7 +53,9 @@ RUN python3 -m venv --without-pip /opt/everstep \
 
 FROM operator-dependencies AS operator-package
 COPY --from=wheel /dist /dist
-RUN python3 -m pip --python /opt/everstep/bin/python install --no-deps --no-index --prefix /package /dist/*.whl
+# The runtime is there to be taken along; the little of it that is imported here needs no byte code.
+RUN python3 -m pip --python /opt/everstep/bin/python install --no-deps --no-index --prefix /package /dist/*.whl \
+    && find /package -path '*/site-packages/everstep/*' -name '*.pyc' -delete
 
 FROM runtime-dependencies AS runtime-package
 COPY --from=wheel /dist /dist

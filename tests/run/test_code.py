@@ -13,6 +13,7 @@ import pytest
 
 from everstep.errors import ConfigurationError
 from everstep.fetch import unpack
+from everstep_operator.api.manifest import parse
 from tests.run.session import EVERSTEP, TINY, Session
 
 Make = Callable[..., Session]
@@ -73,6 +74,51 @@ def test_everstep_run_without_the_archive_says_so(session: Make, tmp_path: Path)
     status, out = tiny.run()
     assert status == 1
     assert f"there is no {uri}: upload the archive, or correct trainer.code.archive" in out
+
+
+# --- everstep pack ---------------------------------------------------------------------------------------------------
+
+
+def pack(folder: Path, *paths: str) -> subprocess.CompletedProcess[str]:
+    manifest = folder / "run.yaml"
+    manifest.write_text(
+        "apiVersion: everstep.dev/v1alpha1\nkind: TrainingRun\nmetadata: {name: tiny}\n"
+        "spec: {trainer: {command: [python, train.py]}}\n"
+    )
+    command = [EVERSTEP, "pack", "-f", manifest, *(folder / path for path in paths)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_pack_puts_files_and_folders_into_the_manifest(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import model.net\n")
+    (tmp_path / "model" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "model" / "net.py").write_text("A = 'ä'\n")
+    (tmp_path / "model" / "__pycache__" / "net.pyc").write_bytes(b"\xff")
+    said = pack(tmp_path, "train.py", "model")
+    assert said.returncode == 0, said.stderr
+    code = parse(said.stdout, "stdout").spec.trainer.code
+    assert code is not None
+    assert {file.path: file.content for file in code.files} == {
+        "train.py": "import model.net\n",
+        "model/net.py": "A = 'ä'\n",
+    }
+
+
+def test_pack_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(b"\xff")
+    (tmp_path / "large.py").write_text("#" * 100_001)
+    below = tmp_path / "below"
+    below.mkdir()
+    for folder, path, words in (
+        (tmp_path, "data.bin", "data.bin is no text: put it into an archive"),
+        (tmp_path, "large.py", "is longer than 100000 characters"),
+        (tmp_path, "none.py", "none.py: No such file"),
+        (below, "../large.py", "is not below"),
+    ):
+        said = pack(folder, path)
+        assert said.returncode == 2
+        assert words in said.stderr
+        assert "Traceback" not in said.stderr
 
 
 # --- everstep fetch -------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from everstep_operator.api.failure_policy import NodePolicy
 from everstep_operator.api.trainingrun import Spec, TrainingRun
 
 
@@ -15,6 +16,8 @@ def _fields(spec: Spec) -> Iterator[str]:
     trainer, checkpoint = spec.trainer, spec.checkpoint
     said = {
         "accelerator": spec.accelerator.type != "cpu" or spec.accelerator.node_selector or spec.accelerator.tolerations,
+        "failurePolicy.node": spec.failure_policy.node != NodePolicy(),
+        "managedBy": spec.managed_by,
         "podTemplate": spec.pod_template,
         "scheduling": spec.scheduling.priority_class_name,
         "trainer.image": trainer.image or trainer.image_pull_policy or trainer.image_pull_secrets,
