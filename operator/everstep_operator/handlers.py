@@ -105,8 +105,6 @@ class Operator:
                 try:
                     keys = await self.cluster.take_over()
                     break
-                except NotFound:
-                    log.error("there are no TrainingRuns in this cluster: apply crds/everstep.dev_trainingruns.yaml")
                 except ClusterError as error:
                     log.warning("reading all runs and pods: %s", error)
                 await asyncio.sleep(delay(_AWAY, failures + 1, self.lease.holder))
@@ -204,6 +202,7 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
     """Until it is asked to end. A watch that breaks in a way that kopf takes for fatal is begun again."""
     while True:
         try:
+            await operator.cluster.list_runs()  # without TrainingRuns in the cluster kopf would wait for ever
             await kopf.operator(
                 registry=registry(operator.cluster, settings.kubeconfig),
                 settings=kopf_settings(),
@@ -212,6 +211,9 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
                 namespaces=settings.namespaces,
             )
             return
+        except NotFound:
+            log.error("this cluster knows no TrainingRuns yet: kubectl apply -f crds/everstep.dev_trainingruns.yaml")
+            await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:
             log.error("the watch of TrainingRuns has ended and is begun again: %s", error)
             await asyncio.sleep(RETRY_SECONDS)

@@ -32,6 +32,9 @@ RESOURCES = {
     "poddisruptionbudgets": ("policy", "v1", "PodDisruptionBudget"),
     "leases": ("coordination.k8s.io", "v1", "Lease"),
     "trainingruns": (GROUP, VERSION, KIND),
+    # kopf looks for these two before it begins.
+    "namespaces": ("", "v1", "Namespace"),
+    "customresourcedefinitions": ("apiextensions.k8s.io", "v1", "CustomResourceDefinition"),
 }
 
 
@@ -73,13 +76,16 @@ class EmulatedApi(kmock.KubernetesScaffold):
         self.faults: list[Fault] = []
         self.requests_made: list[tuple[str, str]] = []  # method, path below the version
         self.deaf = False  # watches are open and hear nothing
+        self.away = False  # nothing is answered
         self._log: list[tuple[int, str, str, Object]] = []  # version, plural, type, object
         self._changed = asyncio.Condition()
         self._pages: dict[str, tuple[list[Object], int]] = {}
         self._watches: set[asyncio.Task[Any]] = set()
         for plural, (group, version, kind) in RESOURCES.items():
             self.resources[kmock.resource(group, version, plural)] = kmock.ResourceInfo(
-                kind=kind, namespaced=plural != "nodes", verbs={"get", "list", "watch", "create", "update", "delete"}
+                kind=kind,
+                namespaced=plural not in ("nodes", "namespaces", "customresourcedefinitions"),
+                verbs={"get", "list", "watch", "create", "update", "patch", "delete"},
             )
 
     # For tests.
@@ -131,6 +137,8 @@ class EmulatedApi(kmock.KubernetesScaffold):
     # The requests.
 
     async def _handle(self, request: kmock.Request) -> aiohttp.web.StreamResponse:
+        if self.away:
+            return _hang_up(request)
         resource = request.resource
         if resource is None or resource.plural is None:
             return await super()._handle(request)  # type: ignore[no-any-return]
@@ -150,11 +158,7 @@ class EmulatedApi(kmock.KubernetesScaffold):
         except Status as status:
             return aiohttp.web.json_response(status.body(), status=status.code, headers=status.headers)
         except _Silence:
-            raw = request._raw_request
-            assert raw is not None
-            assert raw.transport is not None
-            raw.transport.abort()
-            return aiohttp.web.Response()
+            return _hang_up(request)
         return aiohttp.web.json_response(body, status=201 if method == "POST" else 200)
 
     def _fault(self, method: str, plural: str) -> Fault | None:
@@ -290,6 +294,13 @@ class EmulatedApi(kmock.KubernetesScaffold):
 
 class _Silence(Exception):
     """Close the connection."""
+
+
+def _hang_up(request: kmock.Request) -> aiohttp.web.Response:
+    raw = request._raw_request
+    if raw is not None and raw.transport is not None:
+        raw.transport.abort()
+    return aiohttp.web.Response()
 
 
 def _key(plural: str, item: Object) -> Key:

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from everstep_protocol import env
 from tests.emulated.api import EmulatedApi, Object
@@ -120,7 +121,9 @@ class Kubelet:
     def _environment(self, pod: Object, container: Object, words: Path) -> Iterator[tuple[str, str]]:
         yield "PATH", os.environ["PATH"]
         for variable in container["env"]:
-            if "value" in variable:
+            if variable["name"] == env.COORDINATOR:
+                yield variable["name"], f"http://{ADDRESS}:{urlsplit(variable['value']).port}"  # nobody knows its name
+            elif "value" in variable:
                 yield variable["name"], variable["value"]
             elif "secretKeyRef" in variable.get("valueFrom", {}):
                 wanted = variable["valueFrom"]["secretKeyRef"]

@@ -37,7 +37,14 @@ class Refused(ClusterError):
 
 
 class Invalid(ClusterError):
-    """The object is none that this version understands; the message says what to change."""
+    """The object is none that this version understands; the message says what to change.
+
+    `told`: its status says so already.
+    """
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class Unavailable(ClusterError):

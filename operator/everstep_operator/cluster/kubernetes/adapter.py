@@ -115,13 +115,17 @@ class KubernetesCluster:
         """Read everything from the source, as of now: another process has been acting until a moment ago."""
         for informer in self._pod_informers.values():
             await informer.list()
-        items = [item for path in self._run_paths for item in (await list_all(self._api, path, {}, dict))[0]]
+        items = await self.list_runs()
         alive = [item for item in items if not _is_leaving(item)]
         for item in alive:
             self._remember(item)
         return [_key(item) for item in alive]
 
     # The run.
+
+    async def list_runs(self) -> list[dict[str, Any]]:
+        """From the source. Raises NotFound: the cluster knows no TrainingRuns."""
+        return [item for path in self._run_paths for item in (await list_all(self._api, path, {}, dict))[0]]
 
     def run_changed(self, type: str | None, item: dict[str, Any]) -> None:
         """From whoever watches TrainingRuns. Once told, this adapter relies on being told of all changes."""
@@ -177,8 +181,10 @@ class KubernetesCluster:
 
     async def report_invalid(self, key: RunKey, why: Invalid) -> None:
         """Say in the status of a run what is wrong with it. The planner, who otherwise does, cannot read it."""
+        if why.told:
+            return
         self._may_write()
-        change = {"status": {"reason": INVALID, "message": str(why)[:8_192]}}
+        change = {"status": {"reason": INVALID, "message": str(why)}}
         await self._api.request("PATCH", f"{_run_path(key)}/status", body=change, content_type=MERGE_PATCH)
 
     async def delete_run(self, run: TrainingRun) -> None:
@@ -393,4 +399,5 @@ def _parsed(item: dict[str, Any]) -> TrainingRun | Invalid:
     try:
         return TrainingRun.model_validate(item, by_alias=True, by_name=False)
     except ValidationError as error:
-        return Invalid("; ".join(sentences(error)))
+        message = "; ".join(sentences(error))[:8_192]
+        return Invalid(message, told=(item.get("status") or {}).get("message") == message)

@@ -86,7 +86,6 @@ class ApiServer:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=_tls(configuration)),
             read_bufsize=LINE_LIMIT // 2,
-            trust_env=True,
         )
 
     async def close(self) -> None:

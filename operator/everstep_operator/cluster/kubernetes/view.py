@@ -21,6 +21,7 @@ class PodView:
         self._told = told
         self._pods: dict[str, dict[str, Seen]] = {}  # run uid: pod uid: pod
         self._gone: set[str] = set()  # uids of pods of which we know, and the watch does not yet, that they are gone
+        self._as_of: dict[str, int] = {}  # run uid: version of the newest list; what it did not hold had ended by then
         self._unsure: set[str] = set()  # uids of runs for which a request ended without an answer
 
     def of(self, run_uid: str) -> list[Seen]:
@@ -45,6 +46,8 @@ class PodView:
                 for key in {pod.run for pod in (*before.values(), *now.values())}:
                     self._told(key)
         self._gone &= {item.pod.uid for item in items}
+        newer = {uid: as_of for uid, as_of in self._as_of.items() if as_of > version}
+        self._as_of = {"": version} | newer  # "": of all runs
 
     def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
         """All pods of one run."""
@@ -56,6 +59,7 @@ class PodView:
             elif pod.version > version:
                 now[uid] = pod  # created by us since
         self._unsure.discard(run_uid)
+        self._as_of[run_uid] = max(version, self._as_of.get(run_uid, 0))
         self._put(run_uid, now)
 
     def changed(self, type: str, item: Seen, version: int) -> None:
@@ -67,7 +71,7 @@ class PodView:
             self._put(run_uid, pods)
             if known is not None:
                 self._told(item.run)
-        elif uid not in self._gone and (uid not in pods or pods[uid].version < item.version):
+        elif self._is_news(item, pods):
             pods[uid] = item
             self._told(item.run)
 
@@ -75,8 +79,7 @@ class PodView:
 
     def wrote(self, item: Seen) -> None:
         pods = self._pods.setdefault(item.pod.run_uid, {})
-        known = pods.get(item.pod.uid)
-        if item.pod.uid not in self._gone and (known is None or known.version < item.version):
+        if self._is_news(item, pods):
             pods[item.pod.uid] = item
 
     def removed(self, run_uid: str, uid: str) -> None:
@@ -93,6 +96,14 @@ class PodView:
 
     def is_sure(self, run_uid: str) -> bool:
         return run_uid not in self._unsure
+
+    def _is_news(self, item: Seen, pods: dict[str, Seen]) -> bool:
+        if item.pod.uid in self._gone:
+            return False
+        known = pods.get(item.pod.uid)
+        if known is not None:
+            return known.version < item.version
+        return item.version > max(self._as_of.get(item.pod.run_uid, 0), self._as_of.get("", 0))
 
     def _put(self, run_uid: str, pods: dict[str, Seen]) -> None:
         if pods:

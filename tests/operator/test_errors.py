@@ -1,0 +1,257 @@
+"""Each way in which an API server can say no, and what the adapter makes of it."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
+from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, NotFound, Refused, Unavailable
+from tests.emulated.api import Status
+from tests.operator.world import FORBIDDEN, QUOTA, World, until
+
+PODS = "/api/v1/namespaces/team/pods"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (Status(400, "BadRequest", "Pod in version v1 cannot be handled as a Pod: json: cannot unmarshal"), Refused),
+        (Status(401, "Unauthorized", "Unauthorized"), Unavailable),
+        (QUOTA, Refused),
+        (Status(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'), Refused),
+        (FORBIDDEN, Unavailable),
+        (Status(404, "NotFound", 'namespaces "team" not found'), NotFound),
+        (Status(409, "AlreadyExists", 'pods "x" already exists'), AlreadyExists),
+        (Status(409, "Conflict", "the object has been modified"), Conflict),
+        (Status(410, "Expired", "too old resource version"), Gone),
+        (Status(413, "RequestEntityTooLarge", "limit is 3145728"), Refused),
+        (Status(422, "Invalid", 'Pod "x" is invalid: spec.containers[0].image: Required value'), Refused),
+        (Status(429, "TooManyRequests", "please try again later"), Unavailable),
+        (Status(500, "InternalError", "etcdserver: request timed out"), Unavailable),
+        (Status(503, "ServiceUnavailable", "apiserver is shutting down"), Unavailable),
+        (Status(504, "Timeout", "request did not complete within requested timeout"), Unavailable),
+    ],
+    ids=lambda value: f"{value.code}-{value.reason}" if isinstance(value, Status) else value.__name__,
+)
+def test_an_answer_is_one_of_the_ports_errors(world: World, answer: Status, error: type[ClusterError]) -> None:
+    world.fail("POST", "pods", answer)
+
+    async def story() -> None:
+        async with world.server() as api:
+            with pytest.raises(error) as caught:
+                await api.request("POST", PODS, body={"metadata": {"name": "x"}})
+            assert type(caught.value) is error
+            assert str(answer) in str(caught.value), "in the cluster's own words"
+
+    asyncio.run(story())
+
+
+def test_retry_after_is_heard(world: World) -> None:
+    world.fail("GET", "pods", Status(429, "TooManyRequests", "later", headers={"Retry-After": "17"}))
+
+    async def story() -> None:
+        async with world.server() as api:
+            with pytest.raises(Unavailable) as caught:
+                await api.request("GET", PODS)
+            assert caught.value.retry_after == 17.0
+
+    asyncio.run(story())
+
+
+def test_no_answer_is_unavailable(world: World) -> None:
+    world.fail("GET", "pods", None, times=100)
+
+    async def story() -> None:
+        async with world.server() as api:
+            with pytest.raises(Unavailable, match="does not answer"):
+                await api.request("GET", PODS)
+            world.api.faults.clear()
+            assert (await api.request("GET", PODS))["items"] == [], "and the next request is none the worse"
+
+    asyncio.run(story())
+
+
+def test_an_api_server_that_is_not_there_is_unavailable(world: World) -> None:
+    async def story() -> None:
+        async with world.server() as api:
+            api._configuration.host = "http://127.0.0.1:1"
+            with pytest.raises(Unavailable, match="does not answer"):
+                await api.request("GET", PODS)
+
+    asyncio.run(story())
+
+
+def test_an_api_server_that_hangs_is_unavailable(world: World) -> None:
+    async def hang() -> None:
+        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        async with world.server(request_seconds=0.05) as api:
+            api._configuration.host = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            with pytest.raises(Unavailable, match="TimeoutError"):
+                await api.request("GET", PODS)
+        server.close()
+
+    asyncio.run(hang())
+
+
+def test_a_missing_right_is_meant_only_when_it_lasts(world: World) -> None:
+    """An API server that has just started says it, too, before it has read its roles."""
+    world.fail("POST", "pods", FORBIDDEN, times=3)
+    now = 0.0
+
+    async def story() -> None:
+        nonlocal now
+        async with world.server(clock=lambda: now) as api:
+            for seconds, error in (
+                (0, Unavailable),
+                (FORBIDDEN_SECONDS - 1, Unavailable),
+                (FORBIDDEN_SECONDS, Refused),
+            ):
+                now = seconds
+                with pytest.raises(error, match="cannot create resource"):
+                    await api.request("POST", PODS, body={"metadata": {"name": "x"}})
+            await api.request("POST", PODS, body={"metadata": {"name": "x"}})
+            now += 1_000
+            world.fail("POST", "pods", FORBIDDEN)
+            with pytest.raises(Unavailable):  # a new spell of it
+                await api.request("POST", PODS, body={"metadata": {"name": "y"}})
+
+    asyncio.run(story())
+
+
+def test_a_create_that_nobody_answered_is_looked_up(world: World) -> None:
+    """It has happened, or not: the source is asked before anything else is done."""
+    world.fail("POST", "pods", None, after=True)
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            world.api.deaf = True  # the watch would tell, too late
+            with pytest.raises(Unavailable):
+                await cluster.create_pod(world.run, world.spec())
+            assert [pod.name for pod in await cluster.list_pods(world.run)] == ["first-0-1"]
+
+    asyncio.run(story())
+
+
+def test_a_name_that_somebody_else_has_is_looked_up(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster, world.connect() as other:
+            world.api.deaf = True
+            await other.create_pod(world.run, world.spec())
+            assert await cluster.list_pods(world.run) == [], "its watch is deaf"
+            with pytest.raises(AlreadyExists):
+                await cluster.create_pod(world.run, world.spec())
+            assert [pod.name for pod in await cluster.list_pods(world.run)] == ["first-0-1"]
+
+    asyncio.run(story())
+
+
+def test_pods_come_from_the_view_while_it_hears_and_cost_no_request(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            await cluster.create_pod(world.run, world.spec())
+            before = len(world.api.requests_made)
+            for _ in range(10):
+                assert [pod.name for pod in await cluster.list_pods(world.run)] == ["first-0-1"]
+            assert len(world.api.requests_made) == before
+
+    asyncio.run(story())
+
+
+def test_a_watch_whose_past_is_gone_lists_again(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            world.api.deaf = True
+            pod = world.cluster.create("pods", _pod(world))
+            world.cluster.do(world.api.forget_history())
+            world.api.deaf = False
+
+            async def told() -> bool:
+                return [seen.uid for seen in await cluster.list_pods(world.run)] == [pod["metadata"]["uid"]]
+
+            await until(told)
+            await until(lambda: all(informer.watching for informer in cluster.informers()))
+            later = world.cluster.create("pods", _pod(world, "first-1-1"))
+            view = cluster._pods[""]
+            await until(lambda: later["metadata"]["uid"] in {seen.pod.uid for seen in view.of(world.run.metadata.uid)})
+
+    asyncio.run(story())
+
+
+def test_a_list_of_many_pages_is_whole_also_when_a_page_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("everstep_operator.cluster.kubernetes.informer.PAGE", 3)
+    names = [f"first-{node}-1" for node in range(10)]
+    for name in names:
+        world.cluster.create("pods", _pod(world, name))
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            assert [pod.name for pod in await cluster.list_pods(world.run)] == names
+            cluster._pods[""].doubt(world.run.metadata.uid)
+            world.fail("GET", "pods", Status(410, "Expired", "The provided continue parameter is too old"))
+            assert [pod.name for pod in await cluster.list_pods(world.run)] == names
+
+    asyncio.run(story())
+
+
+def test_children_are_applied_before_the_first_pod_and_again_only_when_they_change(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            await cluster.create_pod(world.run, world.spec(0))
+            first = world.api.writes()
+            assert first[-1] == ("POST", "pods")
+            assert [path.split("/")[0] for _, path in first[:-1]] == [
+                "secrets",
+                "services",
+                "services",
+                "networkpolicies",
+                "networkpolicies",
+            ]
+            await cluster.create_pod(world.run, world.spec(1))
+            assert world.api.writes()[len(first) :] == [("POST", "pods")]
+
+    asyncio.run(story())
+
+
+def test_nothing_is_written_while_another_operator_leads(world: World) -> None:
+    def never() -> None:
+        raise Unavailable("another one leads")
+
+    async def story() -> None:
+        async with world.connect(may_write=never) as cluster:
+            status = world.run.status.model_copy(update={"message": "x"})
+            for write in (
+                cluster.save_status(world.run, status),
+                cluster.create_pod(world.run, world.spec()),
+                cluster.delete_pod(world.run, "first-0-1", "uid", 0),
+                cluster.delete_run(world.run),
+            ):
+                with pytest.raises(Unavailable, match="another one leads"):
+                    await write
+
+    asyncio.run(story())
+    assert world.api.writes() == []
+
+
+def test_a_run_that_is_being_deleted_is_gone(world: World) -> None:
+    item = world.api.of("trainingruns")[0]
+    item["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    world.cluster.do(world.api.put("trainingruns", item))
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            from everstep_operator.cluster.port import RunKey
+
+            with pytest.raises(NotFound, match="being deleted"):
+                await cluster.get_run(RunKey("team", "first"))
+
+    asyncio.run(story())
+
+
+def _pod(world: World, name: str = "first-0-1") -> dict[str, object]:
+    spec = replace(world.spec(), name=name)
+    return {
+        "metadata": {"name": name, "namespace": "team", "labels": spec.labels},
+        "spec": {"containers": [{"name": "trainer"}]},
+        "status": {"phase": "Pending"},
+    }
