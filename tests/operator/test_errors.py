@@ -84,11 +84,15 @@ def test_an_api_server_that_is_not_there_is_unavailable(world: World) -> None:
 
 def test_an_api_server_that_hangs_is_unavailable(world: World) -> None:
     async def hang() -> None:
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+        lines: list[asyncio.StreamWriter] = []
+        server = await asyncio.start_server(lambda _, writer: lines.append(writer), "127.0.0.1", 0)
         async with world.server(request_seconds=0.05) as api:
             api._configuration.host = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             with pytest.raises(Unavailable, match="TimeoutError"):
                 await api.request("GET", PODS)
+        for line in lines:
+            line.close()
+            await line.wait_closed()
         server.close()
 
     asyncio.run(hang())
