@@ -71,6 +71,15 @@ def test_enough_nodes_begin_after_the_join_timeout() -> None:
     assert [launcher.round.node_rank for launcher in world.launchers if launcher.round] == [1, 0]
 
 
+def test_only_sizes_that_fit_the_step_train_together() -> None:
+    world = World(intent(6, min_nodes=2, step=2), start=False)
+    for node in (0, 2, 3, 4, 5):
+        world.join(node)
+    world.pass_time(JOIN_SECONDS + 1)
+    assert world.report.world_size == 4
+    assert sorted(launcher.node for launcher in world.launchers if launcher.round) == [0, 2, 3, 4]
+
+
 def test_ranks_follow_node_indices() -> None:
     world = World(intent(3), nproc=2, start=False)
     for node in (2, 0, 1):
@@ -461,6 +470,7 @@ def test_first_generation_is_later_than_any_before() -> None:
         (Intent(nodes=2, min_nodes=3, max_restarts=0), "between 1 and nodes (2)"),
         (Intent(nodes=2, min_nodes=2, max_restarts=-1), "counts"),
         (Intent(nodes=2, min_nodes=2, max_restarts=1, first_generation=0), "begin with 1"),
+        (Intent(nodes=2, min_nodes=2, max_restarts=1, step=0), "Intent.step is 0"),
     ],
 )
 def test_an_intent_that_contradicts_itself_is_refused(wish: Intent, part: str) -> None:

@@ -1,5 +1,8 @@
 """Suspend, deadline, interrupt, and the end."""
 
+import pytest
+
+from everstep_operator.plan.model import DeleteRun, Plan
 from everstep_protocol import codec
 from everstep_protocol.messages import Intent, RunState, StopCause
 from everstep_protocol.reasons import Reason
@@ -225,3 +228,35 @@ def test_run_that_is_over_stays_over() -> None:
     over = then(running(), plan(running(), all_pods(), report(RunState.SUCCEEDED)))
     assert plan(over, [], None).status.phase == "Succeeded"
     assert plan(suspended(over), all_pods(), report(RunState.RUNNING), 99).status.phase == "Succeeded"
+
+
+# --- what is left, and for how long -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("policy", "gone"),
+    [("All", ALL), ("Running", {"run-coordinator-1", "run-1-1"}), ("None", set())],
+)
+def test_clean_pod_policy(policy: str, gone: set[str]) -> None:
+    before = running(cleanPodPolicy=policy)
+    over = then(before, plan(before, all_pods(), report(RunState.SUCCEEDED)))
+    left = plan(over, [pod(None), done(0), pod(1)], report(RunState.SUCCEEDED), 60)
+    assert set(deleted(left)) == gone
+    assert (left.wake_after is None) == (policy == "None")
+
+
+def test_time_to_live_ends_with_the_object() -> None:
+    before = running(ttlSecondsAfterFinished=100)
+    over = then(before, plan(before, all_pods(), report(RunState.SUCCEEDED), 50))
+    kept = plan(over, [done(0), done(1)], None, 149)
+    assert (kept.actions, kept.wake_after) == ((), 1)
+    assert plan(over, [done(0), done(1)], None, 150).actions == (DeleteRun(over.metadata.uid),)
+    longer = over.model_copy(update={"spec": over.spec.model_copy(update={"ttl_seconds_after_finished": 200})})
+    assert plan(longer, [], None, 150).actions == (), "it may be changed at any time"
+
+
+def test_run_of_another_manager_is_left_alone() -> None:
+    theirs = run(managedBy="kueue.x-k8s.io/multikueue")
+    assert plan(theirs) == Plan(theirs.status)
+    ours = run(managedBy="everstep.dev/operator")
+    assert len(created(plan(ours))) == 3

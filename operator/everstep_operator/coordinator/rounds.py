@@ -49,14 +49,21 @@ class Formation:
         )
 
 
+def whole(present: int, intent: Intent) -> int:
+    """How many of the nodes that are there may train together: min_nodes plus a multiple of the step."""
+    nodes = min(present, intent.nodes)
+    return nodes if nodes < intent.min_nodes else nodes - (nodes - intent.min_nodes) % intent.step
+
+
 def enough(present: int, intent: Intent, waited: float, join_seconds: float) -> bool:
     """All wanted nodes are there; or, after `join_seconds`, as many as the run needs at least."""
     return present >= intent.nodes or (present >= intent.min_nodes and waited >= join_seconds)
 
 
 def form(ready: Iterable[tuple[int, AgentState]], generation: int, intent: Intent, restarts: int) -> Formation:
-    """The round of the lowest node indices among `ready` (node index, state), at most intent.nodes of them."""
-    chosen = sorted(ready, key=lambda item: item[0])[: intent.nodes]
+    """The round of the lowest node indices among `ready` (node index, state), as many as may train together."""
+    chosen = sorted(ready, key=lambda item: item[0])
+    chosen = chosen[: whole(len(chosen), intent)]
     seats: list[Seat] = []
     offset = 0
     for node, state in chosen:

@@ -674,6 +674,8 @@ def _check(intent: Intent) -> None:
         raise codec.BadMessage(f"Intent.nodes is {intent.nodes}: a run has at least one node")
     if not 1 <= intent.min_nodes <= intent.nodes:
         raise codec.BadMessage(f"Intent.min_nodes is {intent.min_nodes}: it lies between 1 and nodes ({intent.nodes})")
+    if intent.step < 1:
+        raise codec.BadMessage(f"Intent.step is {intent.step}: sizes grow by at least 1")
     if intent.max_restarts < 0 or intent.restarts_used < 0:
         raise codec.BadMessage("Intent.max_restarts and restarts_used are counts, not less than 0")
     if intent.first_generation < 1:

@@ -90,7 +90,8 @@ def _is_silent(status: Status, observed: Observed, pod: Pod) -> bool:
         return False
     last = report.failures[-1]
     lost = last.reason is Reason.NODE_LOST and last.node == pod.node and last.generation > 0
-    was_there = pod.attempt <= status.restarts.attempt  # the failure has been counted, and not its replacement
+    # Not its replacement: that one was created when the failure was counted, or later.
+    was_there = last.generation > status.restarts.generation or pod.attempt <= status.restarts.attempt
     return lost and was_there and all(member.node != pod.node for member in report.members)
 
 

@@ -1,0 +1,160 @@
+"""Nodes that do not answer: whose pods are forgotten, when, and where the replacement goes."""
+
+import pytest
+
+from everstep_operator.plan.model import CreatePod, DeletePod, Pod
+from everstep_protocol import labels
+from everstep_protocol.messages import Member, Report, RunState, Workers
+from everstep_protocol.reasons import Reason
+from tests.plan.builders import (
+    all_pods,
+    at,
+    created,
+    created_places,
+    deleted,
+    done,
+    failure,
+    intent,
+    plan,
+    pod,
+    report,
+    running,
+    then,
+)
+
+
+def member(node: int, silent: float = 0.5) -> Member:
+    return Member(node, f"agent-{node}", f"run-{node}-1", "", Workers.RUNNING, 1, (), silent)
+
+
+def heard(*nodes: int, state: RunState = RunState.RESTARTING, **fields: object) -> Report:
+    return report(state, members=tuple(map(member, nodes)), **fields)
+
+
+def forgotten(actions: tuple[object, ...]) -> list[str]:
+    return [a.name for a in actions if isinstance(a, DeletePod) and a.grace_seconds == 0]
+
+
+def on(machine: str, node: int | None, **fields: object) -> Pod:
+    return pod(node, machine=machine, **fields)
+
+
+def test_pod_on_a_node_that_is_not_ready_is_forgotten_after_the_grace_and_replaced_elsewhere() -> None:
+    pods = [pod(None), on("good", 0), on("bad", 1, machine_lost_since=at(100))]
+    early = plan(running(), pods, heard(0), 109.9)
+    assert (forgotten(early.actions), created(early)) == ([], [])
+    assert early.wake_after == pytest.approx(0.1)
+    late = plan(running(), pods, heard(0), 110)
+    assert forgotten(late.actions) == ["run-1-1"]
+    (replacement,) = created(late)
+    assert (replacement.node, replacement.attempt, replacement.excluded_nodes) == (1, 2, ("bad",))
+    kinds = [type(action) for action in late.actions]
+    assert kinds == [DeletePod, CreatePod], "the old one is forgotten before there is a new one"
+    (node,) = late.status.excluded_nodes
+    assert (node.name, node.until) == ("bad", at(110 + 600))
+    assert "Ready" in node.reason
+
+
+def test_pod_that_never_ends_is_forgotten_once_it_is_overdue() -> None:
+    """Of a dead node: deleted by somebody, and nobody confirms its end."""
+    pods = [pod(None), on("good", 0), on("bad", 1, terminating=True, gone_by=at(50))]
+    assert plan(running(), pods, heard(0), 59).actions == ()
+    late = plan(running(), pods, heard(0), 60)
+    assert forgotten(late.actions) == ["run-1-1"]
+    assert created_places(late) == [(1, 2)]
+
+
+def test_grace_and_exclusion_are_those_of_the_manifest() -> None:
+    policy = {"maxRestarts": 3, "node": {"graceSeconds": 60, "excludeSeconds": 0}}
+    run = running(failurePolicy=policy)
+    pods = [pod(None), on("good", 0), on("bad", 1, machine_lost_since=at(100))]
+    assert plan(run, pods, heard(0), 159).actions == ()
+    late = plan(run, pods, heard(0), 160)
+    assert forgotten(late.actions) == ["run-1-1"]
+    assert late.status.excluded_nodes == ()
+
+
+def test_excluded_nodes_come_back_after_a_while() -> None:
+    run = running()
+    run = then(run, plan(run, [pod(None), pod(0), on("bad", 1, machine_lost_since=at(0))], heard(0), 10))
+    assert [node.name for node in run.status.excluded_nodes] == ["bad"]
+    assert plan(run, all_pods(), heard(0, 1), 609).status.excluded_nodes != ()
+    assert plan(run, all_pods(), heard(0, 1), 610).status.excluded_nodes == ()
+
+
+def test_training_that_goes_on_is_left_alone_though_the_kubelet_is_away() -> None:
+    pods = [pod(None), on("good", 0), on("cut-off", 1, machine_lost_since=at(0))]
+    well = plan(running(), pods, heard(0, 1, state=RunState.RUNNING), 500)
+    assert well.actions == ()
+    assert well.status.phase == "Running"
+
+
+def test_while_no_coordinator_answers_no_worker_is_forgotten() -> None:
+    pods = [pod(None, terminating=True), on("good", 0), on("bad", 1, machine_lost_since=at(0))]
+    assert plan(running(), pods, None, 500).actions == ()
+
+
+def test_coordinator_on_a_dead_node_is_replaced() -> None:
+    pods = [on("bad", None, machine_lost_since=at(0)), pod(0), pod(1)]
+    after = plan(running(), pods, None, 10)
+    assert forgotten(after.actions) == ["run-coordinator-1"]
+    (replacement,) = created(after)
+    assert (replacement.role, replacement.attempt, replacement.excluded_nodes) == (labels.COORDINATOR, 2, ("bad",))
+    assert after.status.phase == "Running"
+
+
+def test_launcher_that_the_coordinator_has_lost_is_killed_and_then_replaced() -> None:
+    """Long before the cluster calls its node NotReady; and if the node is well, its kubelet confirms the end."""
+    lost = heard(0, failures=(failure(1, Reason.NODE_LOST),), restarts=1)
+    pods = [pod(None), on("good", 0), on("maybe-bad", 1)]
+    killed = plan(running(), pods, lost, 12)
+    assert killed.actions == (DeletePod("run-1-1", "uid-of-run-1-1", 1.0),)
+    assert killed.status.restarts.total == 1
+    run = then(running(), killed)
+    going = [pod(None), on("good", 0), on("maybe-bad", 1, terminating=True, gone_by=at(13))]
+    assert plan(run, going, lost, 22).actions == ()
+    replaced = plan(run, going, lost, 23)
+    assert forgotten(replaced.actions) == ["run-1-1"]
+    assert created_places(replaced) == [(1, 2)]
+    assert created(replaced)[0].excluded_nodes == ("maybe-bad",)
+    assert replaced.status.restarts.total == 1, "one loss is one failure"
+    fresh = [pod(None), on("good", 0), on("other", 1, attempt=2)]
+    assert plan(then(run, replaced), fresh, lost, 30).actions == (), "the replacement is not blamed for the old one"
+
+
+def test_launcher_that_came_back_is_not_killed() -> None:
+    back = heard(0, 1, failures=(failure(1, Reason.NODE_LOST),), restarts=1)
+    assert plan(running(), all_pods(), back, 12).actions == ()
+
+
+def test_completion_does_not_wait_for_the_pod_of_a_dead_node() -> None:
+    zombie = on("dead", 1, terminating=True, gone_by=at(0))
+    pods = [pod(None), done(0), zombie, done(1, attempt=2)]
+    assert plan(running(), pods, None, 3).status.phase == "Succeeded"
+
+
+def test_lost_worker_that_was_never_replaced_cannot_succeed() -> None:
+    quota = [pod(None), done(0)]
+    after = plan(running(), quota, heard(0, state=RunState.WAITING), 3)
+    assert after.status.phase != "Succeeded"
+    assert created_places(after) == [(1, 2)]
+
+
+def test_what_is_left_of_a_run_that_is_over_is_forgotten_too() -> None:
+    over = then(running(), plan(running(), all_pods(), report(RunState.SUCCEEDED)))
+    zombie = on("dead", 1, terminating=True, gone_by=at(0), machine_lost_since=at(0))
+    assert deleted(plan(over, [zombie], None, 11)) == ["run-1-1"]
+
+
+def test_machine_is_named_in_the_failure() -> None:
+    words = failure(1, Reason.OUT_OF_MEMORY)
+    pods = [pod(None), on("gpu-7", 0), on("gpu-8", 1)]
+    (attempt,) = plan(running(), pods, heard(0, 1, failures=(words,))).status.attempts
+    assert (attempt.node, attempt.node_name, attempt.rank, attempt.signal) == (1, "gpu-8", 1, 9)
+
+
+def test_intent_of_elastic_runs_carries_the_step() -> None:
+    run = running(4, elasticPolicy={"minNodes": 2, "maxNodes": 6, "step": 2})
+    said = report(intent=intent(4, min_nodes=2), members=tuple(map(member, range(4))))
+    (action,) = plan(run, all_pods(4), said).actions
+    assert action.intent.step == 2  # type: ignore[union-attr]

@@ -1,0 +1,115 @@
+"""Another number of nodes, and nodes that are drained: saved first, then all start again, not counted."""
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_protocol import codec
+from everstep_protocol.messages import Intent, RunState, StopCause
+from tests.plan.builders import (
+    all_pods,
+    created,
+    created_places,
+    dead,
+    deleted,
+    intent,
+    plan,
+    pod,
+    report,
+    running,
+    then,
+    told,
+)
+
+SCALE = intent(stop=StopCause.SCALE)
+
+
+def elastic() -> TrainingRun:
+    return running(2, elasticPolicy={"minNodes": 1, "maxNodes": 4})
+
+
+def scaled(run: TrainingRun, nodes: int) -> TrainingRun:
+    return run.model_copy(update={"spec": run.spec.model_copy(update={"num_nodes": nodes})})
+
+
+def test_scaling_up_saves_first_and_then_starts_with_more_nodes() -> None:
+    run = scaled(elastic(), 3)
+    asked = plan(run, all_pods(), report(), 100)
+    assert [(sent.stop, sent.nodes) for sent in told(asked)] == [(StopCause.SCALE, 3)]
+    assert created(asked) == []
+    assert deleted(asked) == []
+    assert (asked.status.phase, asked.status.reason, asked.status.nodes.desired) == ("Running", "Scaling", 3)
+    run = then(run, asked)
+    stopping = report(RunState.STOPPING, intent=intent(3, min_nodes=1, stop=StopCause.SCALE))
+    assert plan(run, all_pods(), stopping, 101).actions == ()
+
+    saved = [pod(None), dead(0, exit_code=85), dead(1, exit_code=85)]
+    left = plan(run, saved, report(RunState.STOPPED, intent=stopping.intent), 102)
+    assert len(deleted(left)) == 3
+    assert (left.status.phase, left.status.reason) == ("Restarting", "Scaled")
+    assert left.status.restarts.total == 0
+    again = plan(then(run, left), [], None, 103)
+    assert created_places(again) == [(None, 2), (0, 2), (1, 2), (2, 2)]
+    first = codec.loads(Intent, created(again)[0].command[3])
+    assert (first.nodes, first.stop) == (3, None)
+
+
+def test_scaling_down_leaves_no_pod_of_a_node_that_is_no_more() -> None:
+    run = scaled(elastic(), 1)
+    asked = plan(run, all_pods(), report(), 100)
+    assert deleted(asked) == [], "a pod that trains saves first"
+    saved = [pod(None), dead(0, exit_code=85), dead(1, exit_code=85)]
+    left = plan(then(run, asked), saved, report(RunState.STOPPED, intent=SCALE), 102)
+    assert created_places(plan(then(run, left), [], None, 103)) == [(None, 2), (0, 2)]
+
+
+def test_scaling_where_nothing_trains_just_adds_and_removes_pods() -> None:
+    waiting = report(RunState.WAITING, 0, intent=intent(2, min_nodes=1))
+    more = plan(scaled(elastic(), 3), all_pods(), waiting)
+    assert created_places(more) == [(2, 1)]
+    assert [(sent.nodes, sent.stop) for sent in told(more)] == [(3, None)]
+    fewer = plan(scaled(elastic(), 1), all_pods(), waiting)
+    assert deleted(fewer) == ["run-1-1"]
+
+
+def test_scaling_without_a_coordinator_makes_one_that_knows() -> None:
+    run = scaled(elastic(), 3)
+    asked = plan(run, [dead(None), pod(0), pod(1)])
+    assert created_places(asked) == [(None, 2)]
+    assert codec.loads(Intent, created(asked)[0].command[3]).stop is StopCause.SCALE
+
+
+def test_move_that_is_never_reached_ends_with_sigterm() -> None:
+    run = scaled(elastic(), 3)
+    run = then(run, plan(run, all_pods(), report(), 100))
+    stuck = report(RunState.STOPPING, intent=intent(3, min_nodes=1, stop=StopCause.SCALE))
+    assert deleted(plan(run, all_pods(), stuck, 399)) == []
+    late = plan(run, all_pods(), stuck, 400)
+    assert len(deleted(late)) == 3
+    assert late.status.phase == "Restarting"
+
+
+def test_cordoned_node_makes_the_run_save_and_move() -> None:
+    pods = [pod(None), pod(0), pod(1, machine="gpu-1", machine_cordoned=True)]
+    asked = plan(running(), pods, report(), 50)
+    assert [sent.stop for sent in told(asked)] == [StopCause.PREEMPTION]
+    assert (asked.status.reason, deleted(asked)) == ("Draining", [])
+    run = then(running(), asked)
+    saved = [pod(None), dead(0, exit_code=85), dead(1, exit_code=85)]
+    left = plan(run, saved, report(RunState.STOPPED, intent=intent(stop=StopCause.PREEMPTION)), 60)
+    assert (left.status.phase, left.status.reason, left.status.restarts.total) == ("Restarting", "Disrupted", 0)
+    assert created_places(plan(then(run, left), [], None, 61)) == [(None, 2), (0, 2), (1, 2)]
+
+
+def test_evicted_pod_is_saved_for_also_if_its_kubelet_does_not_tell_it() -> None:
+    pods = [pod(None), pod(0), pod(1, terminating=True, disrupted=True)]
+    assert [sent.stop for sent in told(plan(running(), pods, report()))] == [StopCause.PREEMPTION]
+
+
+def test_suspend_during_a_move_wins() -> None:
+    run = scaled(elastic(), 3)
+    run = then(run, plan(run, all_pods(), report(), 100))
+    run = run.model_copy(update={"spec": run.spec.model_copy(update={"suspend": True})})
+    said = report(RunState.STOPPED, intent=SCALE)
+    after = plan(run, [pod(None), dead(0, exit_code=85), dead(1, exit_code=85)], said, 110)
+    assert after.status.phase == "Suspended"
+    moving = after.status.condition("Moving")
+    assert moving is not None
+    assert moving.status == "False"

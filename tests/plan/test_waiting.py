@@ -1,0 +1,121 @@
+"""Why a run does not begin: one word, the cluster's words, and an end where waiting is pointless."""
+
+import pytest
+
+from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.plan.model import Pod
+from everstep_protocol.messages import RunState
+from tests.plan.builders import all_pods, at, plan, pod, progress, report, run, running, then
+
+WAITS = report(RunState.WAITING, 0)
+
+
+def waiting_pod(reason: str, message: str = "") -> list[Pod]:
+    return [pod(None), pod(0), pod(1, phase="Pending", waiting_reason=reason, message=message)]
+
+
+def begun(**spec: object) -> TrainingRun:
+    new = run(**spec)  # type: ignore[arg-type]
+    return then(new, plan(new))
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "reason"),
+    [
+        ("Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.", "Unschedulable"),
+        ("SchedulingGated", "", "Unschedulable"),
+        ("ErrImagePull", "not found", "ImagePull"),
+        ("ImagePullBackOff", "Back-off pulling image", "ImagePull"),
+        ("InvalidImageName", "couldn't parse image name", "ImagePull"),
+        ("CreateContainerConfigError", 'secret "s3" not found', "Config"),
+        ("FailedMount", 'MountVolume.SetUp failed for volume "ca": secret "ca" not found', "Config"),
+        ("FailedMount", "references non-existent secret key: ca.crt", "Config"),
+        ("FailedMount", "mount failed: exit status 32", "Storage"),
+        ("FailedAttachVolume", "timed out", "Storage"),
+        ("Unschedulable", "0/3 nodes: pod has unbound immediate PersistentVolumeClaims", "Storage"),
+        ("Unschedulable", 'persistentvolumeclaim "data" not found', "Storage"),
+        ("ContainerCreating", "", "WaitingForNodes"),
+    ],
+)
+def test_pending_says_why_in_one_word_and_in_the_words_of_the_cluster(word: str, message: str, reason: str) -> None:
+    status = plan(begun(), waiting_pod(word, message), WAITS).status
+    assert (status.phase, status.reason) == ("Pending", reason)
+    assert status.message == f"1 of 2 nodes run; run-1-1: {word}" + (f": {message}" if message else "")
+    condition = status.condition("PodsRunning")
+    assert condition is not None
+    assert (condition.status, condition.reason, condition.message) == ("False", reason, status.message)
+
+
+def test_node_that_is_not_ready_is_named() -> None:
+    pods = [pod(None), pod(0), pod(1, phase="Pending", machine="gpu-7", machine_lost_since=at(0))]
+    status = plan(begun(), pods, WAITS, 5).status
+    assert status.reason == "NodeNotReady"
+    assert "gpu-7" in status.message
+
+
+def test_what_somebody_has_to_repair_is_told_first() -> None:
+    pods = [
+        pod(None),
+        pod(0, phase="Pending", waiting_reason="Unschedulable", message="no room"),
+        pod(1, phase="Pending", waiting_reason="ErrImagePull", message="no such image"),
+    ]
+    assert plan(begun(), pods, WAITS).status.reason == "ImagePull"
+
+
+@pytest.mark.parametrize("word", ["ErrImagePull", "CreateContainerConfigError"])
+def test_what_does_not_mend_itself_fails_the_run_soon_and_not_at_once(word: str) -> None:
+    run = begun(max_restarts=5)
+    run = then(run, plan(run, waiting_pod(word, "no such thing"), WAITS, 10))
+    assert plan(run, waiting_pod(word, "no such thing"), WAITS, 39).status.phase == "Pending"
+    over = plan(run, waiting_pod(word, "no such thing"), WAITS, 40)
+    assert (over.status.phase, over.status.reason) == ("Failed", {"ErrImagePull": "ImagePull"}.get(word, "Config"))
+    assert "no such thing" in over.status.message
+    assert over.status.restarts.total == 0
+
+
+def test_trouble_that_went_away_begins_anew() -> None:
+    run = begun()
+    for second, word in ((0, "ErrImagePull"), (20, "ContainerCreating"), (25, "ErrImagePull")):
+        run = then(run, plan(run, waiting_pod(word), WAITS, second))
+    assert plan(run, waiting_pod("ErrImagePull"), WAITS, 54).status.phase == "Pending"
+    assert plan(run, waiting_pod("ErrImagePull"), WAITS, 55).status.phase == "Failed"
+
+
+def test_run_that_has_trained_waits_for_its_image() -> None:
+    run = running()
+    for second in (10, 100):
+        run = then(run, plan(run, waiting_pod("ErrImagePull", "registry is down"), report(RunState.WAITING, 1), second))
+    assert run.status.phase == "Restarting"
+    assert "registry is down" in run.status.message
+
+
+def test_no_room_is_waited_for_without_end() -> None:
+    run = begun()
+    run = then(run, plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 10))
+    assert plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 10**6).status.phase == "Pending"
+
+
+def test_start_up_deadline_fails_with_the_reason_that_it_waited_for() -> None:
+    run = begun(failurePolicy={"startup": {"deadlineSeconds": 60}})
+    run = then(run, plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 0))
+    assert plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 58).wake_after == 2
+    over = plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 60)
+    assert (over.status.phase, over.status.reason) == ("Failed", "StartupDeadlineExceeded")
+    assert "deadlineSeconds 60" in over.status.message
+    assert "Unschedulable" in over.status.message
+    assert "no room" in over.status.message
+
+
+def test_start_up_deadline_is_met_by_the_first_step() -> None:
+    run = running(failurePolicy={"startup": {"deadlineSeconds": 60}})
+    assert plan(run, all_pods(), report(progress=progress(10)), 61).status.phase == "Running"
+
+
+def test_resume_shows_pending_with_its_reason_at_once() -> None:
+    suspended = run(suspend=True)
+    suspended = then(suspended, plan(suspended))
+    resumed = suspended.model_copy(update={"spec": suspended.spec.model_copy(update={"suspend": False})})
+    first = plan(resumed, [], None, 5)
+    assert (first.status.phase, first.status.reason) == ("Pending", "Resumed")
+    second = plan(then(resumed, first), waiting_pod("Unschedulable", "no room"), WAITS, 6)
+    assert (second.status.phase, second.status.reason) == ("Pending", "Unschedulable")
