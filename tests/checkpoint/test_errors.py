@@ -272,3 +272,10 @@ def test_whoever_waits_is_let_go_even_if_nobody_can_be_told_of_a_failure(folder:
     storage.broken = None
     checkpointer.save(0, 3, state(3), None, wait=True)
     checkpointer.close()
+
+
+@pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_wrong_credentials_on_a_real_server(s3_environ: dict[str, str], wrong: str) -> None:
+    place = Place("s3://tests/wrong", {**s3_environ, wrong: "nonsense"})
+    with pytest.raises(StorageRefusedError, match=r"access denied .*Check the credentials .*bucket 'tests'"):
+        Checkpointer(place.storage(), run=RUN).open()

@@ -31,6 +31,16 @@ def test_killed_at_several_steps_is_bit_identical(tmp_path: Path, three: tuple[d
     assert exact.rows == three[1], "the CSV file is that of an uninterrupted run"
 
 
+def test_killed_in_a_save_and_in_a_validation_is_bit_identical(
+    tmp_path: Path, three: tuple[dict[str, Any], list[str]]
+) -> None:
+    exact = Exact(tmp_path, 3, "--workers", 2).killed("save:4")
+    markers = sorted(path.name for path in (tmp_path / "checkpoints" / "markers").iterdir())
+    assert [int(name.split("-")[2].removesuffix(".json")) for name in markers] == [2], "4 was never published"
+    same(exact.killed("val:5").finished(), three[0])
+    assert exact.rows == three[1]
+
+
 def test_without_restored_random_states_it_differs(tmp_path: Path, three: tuple[dict[str, Any], list[str]]) -> None:
     exact = Exact(tmp_path, 3, "--workers", 2, "--no-rng").killed("0:7")
     assert exact.finished()["weights"] != three[0]["weights"], "dropout must have drawn other numbers"

@@ -2,7 +2,8 @@
 
     exact.py OUT [--kill-at CALL:STEP] [--workers N] [--no-rng] ...
 
---kill-at: rank 1 (or the only one) SIGKILLs itself when it enters that batch of that call.
+--kill-at: rank 1 (or the only one) SIGKILLs itself when it enters that batch of that call, 0 (fit) or 1 (test); or at
+val:STEP, in the validation after that step; or at save:STEP, when half of its part of that checkpoint is written.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import json
 import os
 import random
 import signal
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,13 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 
 import everstep as L
+from everstep.checkpoint import file
+from everstep.checkpoint.file import FileStorage
+from everstep.checkpoint.storage import Body
 from everstep.strategies import DDPStrategy
 from everstep.trainer.run import Run, process_run
+
+parsed = argparse.Namespace()
 
 
 class Augmented(Dataset[tuple[Tensor, Tensor, int]]):
@@ -61,6 +69,7 @@ class Net(L.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+        die_at(self.args, "val", self.trainer.global_step)
         x, y, _ = batch
         self.log("val_loss", cross_entropy(self.net(x), y), sync_dist=True)
 
@@ -98,7 +107,20 @@ class Counter(L.Callback):
         self.batches = state_dict["batches"]
 
 
-def die_at(args: argparse.Namespace, call: int, step: int) -> None:
+class HalfWritten(FileStorage):
+    """Dies in the middle of writing a checkpoint."""
+
+    def put(self, key: str, body: Body, *, create_only: bool = False) -> None:
+        def pieces() -> Iterator[memoryview | bytes]:
+            for piece in body.pieces():
+                yield piece[: len(piece) // 2]
+                die_at(parsed, "save", int(key.split("/")[1].split("-")[2]))
+                yield piece[len(piece) // 2 :]
+
+        super().put(key, replace(body, pieces=pieces) if key.startswith("data/") else body, create_only=create_only)
+
+
+def die_at(args: argparse.Namespace, call: int | str, step: int) -> None:
     victim = min(1, int(os.environ.get("WORLD_SIZE", 1)) - 1)
     if args.kill_at == f"{call}:{step}" and int(os.environ.get("RANK", 0)) == victim:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -114,7 +136,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--plain", action="store_true", help="no dropout, no batch norm: exact over any world size")
     parser.add_argument("--no-rng", action="store_true")
-    args = parser.parse_args()
+    args = parser.parse_args(namespace=parsed)
+    file.FileStorage = HalfWritten  # type: ignore[misc]
     torch.set_num_threads(1)
     L.seed_everything(11)
     environment = process_run().environment
