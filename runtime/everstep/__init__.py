@@ -6,6 +6,8 @@ Names load when they are first used (PEP 562): importing this package, or a sub-
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from everstep import vision
+
 __version__ = "0.1.0"
 
 #: Public name -> the module that defines it.
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 #: Sub-packages that are attributes without having been imported, as Lightning's are: `pl.callbacks.ModelCheckpoint`.
 _PARTS = ("callbacks", "loggers", "metrics", "profilers", "strategies", "utilities")
+
+vision.watch()
 
 
 def __getattr__(name: str) -> Any:

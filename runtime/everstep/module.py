@@ -1,7 +1,7 @@
 """LightningModule: a torch module that says how it trains."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from everstep import seed
+from everstep.errors import ConfigurationError
 from everstep.hparams import Hyperparameters, build
+from everstep.metrics.objects import is_collection
 from everstep.sampling.combined import mapped
 from everstep.strategies.base import moved
 
@@ -125,36 +127,62 @@ class LightningModule(Hyperparameters, nn.Module):
     def log(
         self,
         name: str,
-        value: Tensor | float,
+        value: Any,
         prog_bar: bool = False,
-        logger: bool = True,
+        logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: Literal["mean", "sum", "min", "max"] = "mean",
+        reduce_fx: Literal["mean", "sum", "min", "max"] | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
         sync_dist: bool = False,
+        sync_dist_group: None = None,
+        add_dataloader_idx: bool = True,
         batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
         """Remember a value of one element under `name`. Nothing is fetched from the device until somebody looks.
 
+        A metric object (of everstep.metrics, torchmetrics …) may stand for the value: its step value is what its
+        latest forward returned, its epoch value compute() over all ranks; it is reset after the epoch, and kept in
+        checkpoints in the middle of one.
+
         Args:
-            prog_bar: show it in the progress bar. logger: send it to the loggers.
+            value: a number, a tensor of one element, or a metric object that is an attribute of the module.
+            prog_bar: show it in the progress bar. logger: send it to the loggers (default).
             on_step: keep this step's value (default in training batches). on_epoch: reduce over the epoch (default
                 elsewhere). Both: as name_step and name_epoch.
-            reduce_fx: over the epoch; "mean" weighs by samples.
+            reduce_fx: over the epoch; "mean" weighs by samples. Also as torch.mean and so on.
+            enable_graph: keep the value's graph in callback_metrics.
             sync_dist: reduce over the ranks as well: epoch values at the epoch's end, step values when they are logged.
+            sync_dist_group: has to be None: the ranks are all of the Trainer's.
+            add_dataloader_idx: with several evaluation loaders, name each one's values apart (/dataloader_idx_1).
             batch_size: weight in the mean; default: the samples of this batch.
+            metric_attribute: the metric object's name in the module, if it is not to be searched.
+            rank_zero_only: only rank 0 logs it; other ranks' calls are ignored.
 
         Raises:
-            ConfigurationError: no Trainer call is running, the value has more than one element, or a name is used
-                twice with different arguments.
+            ConfigurationError: no Trainer call is running, the value has more than one element or is of another
+                type, or a name is used twice with different arguments.
         """
         if self._trainer is None:
             return  # an unattached module can be called and traced
-        self._trainer.logs.log(name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, batch_size)
+        if sync_dist_group is not None:
+            raise ConfigurationError(
+                f"self.log({name!r}): sync_dist_group is not supported: values are reduced over all ranks"
+            )
+        self._trainer.logs.log(
+            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, batch_size,
+            enable_graph, add_dataloader_idx, metric_attribute, rank_zero_only,
+        )  # fmt: skip
 
     def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
-        """`log` for each item, with the same arguments."""
-        for name, value in dictionary.items():
+        """`log` for each item, with the same arguments. `dictionary` may be a MetricCollection of torchmetrics."""
+        if is_collection(dictionary):
+            items = dictionary.items(keep_base=False, copy_state=False)  # type: ignore[call-arg]
+        else:
+            items = dictionary.items()
+        for name, value in items:
             self.log(name, value, **kwargs)
 
     def all_gather(self, data: Any, sync_grads: bool = False) -> Any:

@@ -15,6 +15,9 @@ class Logger:
     def version(self) -> int | str | None:
         return None
 
+    def take_version(self, version: int | str | None) -> None:
+        """Called on ranks that do not log: the version is that of rank 0."""
+
     @property
     def save_dir(self) -> str | None:
         return None
@@ -24,8 +27,23 @@ class Logger:
         """The folder of this version's files."""
         return None
 
+    @property
+    def experiment(self) -> Any:
+        """The back end's own object, for what only it can do (images, texts …)."""
+        return None
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Values of one moment; `step` counts finished optimizer steps from 0."""
+
+    def log_hyperparams(self, params: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Hyper-parameters, once when a Trainer call begins; may be nested. `metrics`: first values of those by which
+        runs are compared, where the back end wants them."""
+
+    def log_code(self, code: Mapping[str, Any]) -> None:
+        """Which code is running: args, git_commit, git_branch, git_dirty. Once when a Trainer call begins."""
+
+    def log_graph(self, model: Any) -> None:
+        """The graph of a module that has an `example_input_array`, where the back end can draw one."""
 
     def save(self) -> None:
         """Write what is still in memory."""

@@ -2,15 +2,14 @@
 
 import csv
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from everstep.loggers.base import Logger
+from everstep.loggers.folder import FolderLogger
 
 
-class CSVLogger(Logger):
+class CSVLogger(FolderLogger):
     """Writes <save_dir>/<name>/version_<n>/metrics.csv. The version is the next free one, unless given.
 
     Rows are kept in memory and written every `flush_logs_every_n_steps` rows, at checkpoints and at the end.
@@ -19,42 +18,17 @@ class CSVLogger(Logger):
     def __init__(
         self,
         save_dir: str | os.PathLike[str] = ".",
-        name: str = "lightning_logs",
+        name: str | None = "lightning_logs",
         version: int | str | None = None,
+        prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
-        self._save_dir = Path(save_dir)
-        self._name = name
-        self._version = version
+        super().__init__(save_dir, name, version, prefix)
         self._every = flush_logs_every_n_steps
         self._fields: list[str] = []
         self._written = 0  # rows in the file
         self._rows: list[dict[str, float]] = []  # not yet there
         self._rewind_to: int | None = None  # rows to keep of the file, before the next one
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def save_dir(self) -> str:
-        return str(self._save_dir)
-
-    @property
-    def version(self) -> int | str:
-        if self._version is None:
-            taken = [re.fullmatch(r"version_(\d+)", path.name) for path in self._root.glob("version_*")]
-            self._version = max((int(match[1]) for match in taken if match), default=-1) + 1
-        return self._version
-
-    @property
-    def _root(self) -> Path:
-        return self._save_dir / self._name
-
-    @property
-    def log_dir(self) -> str:
-        version = self.version
-        return str(self._root / (version if isinstance(version, str) else f"version_{version}"))
 
     @property
     def path(self) -> Path:
@@ -63,7 +37,7 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._rewind_to is not None:
             self._rewind()
-        row = {**metrics, "step": step if step is not None else self._written + len(self._rows)}
+        row = {**self.prefixed(metrics), "step": step if step is not None else self._written + len(self._rows)}
         last = self._rows[-1] if self._rows else None
         if last is not None and last["step"] == row["step"] and last.keys() & row.keys() <= {"step", "epoch"}:
             last.update(row)  # values of one step that came in several calls

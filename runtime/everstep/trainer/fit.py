@@ -109,6 +109,7 @@ class Fit:
             hooks.call(MONITORS)
             values.update(logs.reduce_epoch())
         logs.send_epoch(values, trainer.batches_that_stepped - 1, trainer.current_epoch)
+        logs.end_epoch()
         self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=True)
         trainer.current_epoch += 1
         self.earlier_rounds += rounds

@@ -5,10 +5,11 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from everstep.errors import ConfigurationError
 from everstep.loggers.base import Logger
+from everstep.metrics import objects as metric_objects
 from everstep.strategies import Strategy
 
 _REDUCTIONS = ("mean", "sum", "min", "max")
@@ -30,33 +31,50 @@ class Logs:
         self.suffix = ""  # of the present dataloader, if there are several
         self._named: dict[str, _Named] = {}
         self._step: dict[str, _Named] = {}  # logged in the present step and meant for the loggers
+        self._undo: dict[str, Any] = {}  # states of metric objects before a repeated sample
+        self.module: nn.Module | None = None  # of the present call: metric objects are found in it by their name
 
     def log(
         self,
         name: str,
-        value: Tensor | float,
+        value: Any,
         prog_bar: bool,
-        logger: bool,
+        logger: bool | None,
         on_step: bool | None,
         on_epoch: bool | None,
-        reduce_fx: str,
+        reduce_fx: Any,
         sync_dist: bool,
         batch_size: int | None,
+        enable_graph: bool = False,
+        add_dataloader_idx: bool = True,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
         mode = self.mode
         if mode is None:
             raise ConfigurationError(f"self.log({name!r}) outside of a Trainer call: it belongs in a hook or a *_step")
+        if rank_zero_only:
+            if self.strategy.rank != 0:
+                return
+            sync_dist = False
         if on_step is None:
             on_step = mode
         if on_epoch is None:
             on_epoch = not mode
-        if self.suffix:
+        if self.suffix and add_dataloader_idx:
             name += self.suffix
-        options = (prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist)
+        options = (prog_bar, logger is not False, on_step, on_epoch, reduce_fx, sync_dist)
         named = self._named.get(name)
         if named is None or named.options != options:
-            named = self._introduce(name, value, options)
-        value = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value))
+            named = self._introduce(name, value, options, metric_attribute)
+        if named.metric is not None:
+            value = self._metric_value(named, value)
+            if value is None or not on_step:
+                return
+        elif type(value) is not Tensor:
+            value = _number(name, value)
+        if not enable_graph:
+            value = value.detach()
         if on_step:
             named.latest, named.samples = value, self.samples
             self.callback_metrics[name] = value
@@ -64,34 +82,78 @@ class Logs:
                 self.callback_metrics[named.step_name] = value
             if prog_bar:
                 self.progress_bar_metrics[named.step_name] = value
-            if logger:
+            if named.logger:
                 self._step[named.step_name] = named
-        if on_epoch:
+        if on_epoch and named.metric is None:  # a metric object gathers by itself
             named.add(value, self.samples if batch_size is None or self.samples == 0 else batch_size)
 
-    def _introduce(self, name: str, value: Any, options: tuple[Any, ...]) -> "_Named":
-        known = self._named.get(name)
-        if known is not None:
+    def _metric_value(self, named: "_Named", metric: Any) -> Tensor | None:
+        """What a metric object says of this step. What it has gathered from a repeated sample is taken back."""
+        if metric is not named.metric:
             raise ConfigurationError(
-                f"self.log({name!r}) is called with different arguments in one epoch: {known.options} and {options} "
-                "(prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist); give one of the values another name"
+                f"self.log({named.name!r}) was given two metric objects in one epoch: give each a name of its own"
             )
+        if self.samples == 0:
+            before = self._undo.get(named.name)
+            if before is None:
+                metric.reset()
+            else:
+                metric_objects.load_state(metric, before)
+        named.done = None
+        value = metric_objects.step_value(metric)
+        if value is not None and named.on_step and not (isinstance(value, Tensor) and value.numel() == 1):
+            raise ConfigurationError(
+                f"self.log({named.name!r}): {type(metric).__name__} gives more than one number in a step: log it with "
+                "on_step=False and compute() it in on_*_epoch_end, or log one number of it"
+            )
+        return value
+
+    def _introduce(self, name: str, value: Any, options: tuple[Any, ...], attribute: str | None) -> "_Named":
+        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist = options
+        metric = metric_objects.is_metric(value)
+        if metric_objects.is_collection(value):
+            raise ConfigurationError(f"self.log({name!r}) got a MetricCollection: self.log_dict(collection) logs it")
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ConfigurationError(
                 f"self.log({name!r}) got a tensor of shape {tuple(value.shape)}: log one number, such as its mean()"
             )
-        if not isinstance(value, Tensor | float | int):
+        if not (isinstance(value, Tensor | float | int) or metric):
             raise ConfigurationError(
-                f"self.log({name!r}) got a {type(value).__name__}: log a number or a tensor of one"
+                f"self.log({name!r}) got a {type(value).__name__}: log a number, a tensor of one, or a metric object"
             )
-        if options[4] not in _REDUCTIONS:
-            raise ConfigurationError(f"self.log({name!r}): reduce_fx is {options[4]!r}, not one of {list(_REDUCTIONS)}")
-        if not (options[2] or options[3]):
+        reduction = _reduction(reduce_fx)
+        if reduction is None:
+            raise ConfigurationError(
+                f"self.log({name!r}): reduce_fx is {reduce_fx!r}, not one of {list(_REDUCTIONS)}. For anything else "
+                "log a metric object (a subclass of everstep.metrics.Metric)"
+            )
+        if not (on_step or on_epoch):
             raise ConfigurationError(
                 f"self.log({name!r}): on_step and on_epoch are both False, so it would log nothing"
             )
-        self._named[name] = named = _Named(name, options)
-        return named
+        normal = (prog_bar, logger, on_step, on_epoch, reduction, sync_dist)
+        known = self._named.get(name)
+        if known is None:
+            self._named[name] = known = _Named(name, normal)
+            if metric:
+                known.metric, known.attribute = value, attribute or self._attribute_of(name, value)
+        elif known.options != normal or metric is not (known.metric is not None):
+            raise ConfigurationError(
+                f"self.log({name!r}) is called with different arguments in one epoch: {known.options} and {normal} "
+                "(prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist); give one of the values another name"
+            )
+        return known
+
+    def _attribute_of(self, name: str, metric: Any) -> str:
+        """Under which name the module holds a metric object: it has to be found again after a resume."""
+        paths = dict(self.module.named_modules()) if self.module is not None else {}
+        for path, part in paths.items():
+            if part is metric:
+                return str(path)
+        raise ConfigurationError(
+            f"self.log({name!r}): the {type(metric).__name__} is no attribute of the module, so it would not move to "
+            "its device and not come back after a resume. Make it one in __init__ (in a list: an nn.ModuleList)"
+        )
 
     # Steps of a training epoch, batches of an evaluation.
 
@@ -99,18 +161,21 @@ class Logs:
         self.samples = samples
         if self._step:
             self._step.clear()
+        if samples == 0:
+            metrics = {name: named.metric for name, named in self._named.items() if named.metric is not None}
+            self._undo = {name: metric_objects.state(metric) for name, metric in metrics.items()}
 
     def send_step(self, step: int, epoch: int) -> None:
         """Give the loggers what the present step has logged. A collective if any of it is to be synchronised."""
         if not self._step:
             return
         values = {name: named.latest for name, named in self._step.items()}
-        shared = [name for name, named in self._step.items() if named.sync]
+        shared = [name for name, named in self._step.items() if named.sync and named.metric is None]
         if shared and self.strategy.world_size > 1 and self.mode:
             for name in shared:
                 values[name] = self._over_ranks(self._step[name])
                 self.callback_metrics[name] = values[name]
-        self._send({name: float(value) for name, value in values.items()}, step, epoch)
+        self.send(_fetched(values), step, epoch)
 
     def _over_ranks(self, named: "_Named") -> Tensor:
         value = named.latest.to(_EPOCH_VALUE).reshape(1)
@@ -127,7 +192,9 @@ class Logs:
         values: dict[str, Tensor] = {}
         for name, named in self._named.items():
             if named.on_epoch:
-                value = named.reduced(self.strategy)
+                if named.done is None:
+                    named.done = named.reduced(self.strategy)
+                value = named.done
                 if value is None:
                     continue
                 values[name] = self.callback_metrics[name] = value
@@ -139,13 +206,20 @@ class Logs:
 
     def send_epoch(self, values: dict[str, Tensor], step: int, epoch: int) -> None:
         """Give the loggers epoch values that `reduce_epoch` has returned."""
-        sent = {self._named[n].epoch_name: float(v) for n, v in values.items() if self._named[n].logger}
+        sent = {self._named[n].epoch_name: v for n, v in values.items() if self._named[n].logger}
         if sent:
-            self._send(sent, step, epoch)
+            self.send(_fetched(sent), step, epoch)
 
     def begin_epoch(self) -> None:
         self._named = {}
         self._step = {}
+
+    def end_epoch(self) -> None:
+        """Metric objects begin anew."""
+        for named in self._named.values():
+            if named.metric is not None:
+                named.metric.reset()
+        self.begin_epoch()
 
     def begin_evaluation(self) -> "dict[str, _Named]":
         """Keep an evaluation's values apart from those of the epoch around it. Give the result to `end_evaluation`."""
@@ -155,6 +229,7 @@ class Logs:
         return outer
 
     def end_evaluation(self, outer: "dict[str, _Named]") -> None:
+        self.end_epoch()
         self._named, self._step, self.suffix = outer, {}, ""
         self.evaluating = False
 
@@ -162,11 +237,20 @@ class Logs:
         """A rank that got no batch of a small evaluation has logged nothing: it learns the names from rank 0."""
         if self.strategy.world_size == 1 or self.strategy.all_true(bool(self._named)):
             return
-        text = json.dumps([(named.name, named.options) for named in self._named.values()])
-        for name, options in json.loads(self.strategy.broadcast(text)):
-            self._named.setdefault(name, _Named(name, tuple(options)))
+        text = json.dumps([(named.name, named.options, named.attribute) for named in self._named.values()])
+        for name, options, attribute in json.loads(self.strategy.broadcast(text)):
+            if name not in self._named:
+                self._remember(name, options, attribute)
 
-    def _send(self, metrics: dict[str, float], step: int, epoch: int) -> None:
+    def _remember(self, name: str, options: Any, attribute: str | None) -> "_Named":
+        """A name that this rank has not logged itself."""
+        named = self._named[name] = _Named(name, tuple(options))
+        if attribute is not None and self.module is not None:
+            named.metric, named.attribute = self.module.get_submodule(attribute), attribute
+        return named
+
+    def send(self, metrics: dict[str, float], step: int, epoch: int) -> None:
+        """Give the loggers values as they are, past all reductions. On rank 0; elsewhere there is no logger."""
         self.logged_metrics.update(metrics)
         for logger in self.loggers:
             logger.log_metrics({**metrics, "epoch": epoch}, step)
@@ -176,21 +260,60 @@ class Logs:
     def state_dict(self) -> dict[str, Any]:
         return {
             name: {"options": list(n.options), "value": n.value, "weight": n.weight}
+            if n.metric is None
+            else {"options": list(n.options), "metric": n.attribute, "state": metric_objects.state(n.metric)}
             for name, n in self._named.items()
-            if n.value is not None
+            if n.value is not None or n.metric is not None
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, saved in state.items():
-            named = self._named[name] = _Named(name, tuple(saved["options"]))
-            named.value, named.weight = saved["value"], saved["weight"]
+            named = self._remember(name, saved["options"], saved.get("metric"))
+            if named.metric is not None:
+                metric_objects.load_state(named.metric, saved["state"])
+            else:
+                named.value, named.weight = saved["value"], saved["weight"]
+
+
+class Silent(Logs):
+    """Of barebones=True: whatever is logged is dropped."""
+
+    def log(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def _number(name: str, value: Any) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, float | int):
+        return torch.tensor(float(value))
+    raise ConfigurationError(f"self.log({name!r}) got a {type(value).__name__} where it got a number before")
+
+
+def _reduction(reduce_fx: Any) -> str | None:
+    """By its name; torch.mean and its like, min, max and sum are known as functions too."""
+    name = reduce_fx if isinstance(reduce_fx, str) else getattr(reduce_fx, "__name__", None)
+    name = {"amin": "min", "amax": "max", "nanmean": None, "avg": "mean"}.get(str(name), name)
+    return name if name in _REDUCTIONS else None
+
+
+def _fetched(values: dict[str, Tensor]) -> dict[str, float]:
+    """Numbers, in one go: from an accelerator each one alone would wait for all that is under way there."""
+    if len(values) < 2 or all(value.device.type == "cpu" for value in values.values()):
+        return {name: float(value) for name, value in values.items()}
+    devices = {value.device for value in values.values()}
+    if len(devices) > 1:
+        groups = [{n: v for n, v in values.items() if v.device == device} for device in devices]
+        found = {name: number for group in groups for name, number in _fetched(group).items()}
+        return {name: found[name] for name in values}
+    numbers = torch.stack([value.detach().reshape(()).to(_EPOCH_VALUE) for value in values.values()]).tolist()
+    return dict(zip(values, numbers, strict=True))
 
 
 class _Named:
     """One name of `self.log`: its arguments, its latest value and what it has come to in this epoch."""
 
-    __slots__ = ("epoch_name", "latest", "logger", "name", "on_epoch", "on_step", "options", "prog_bar", "reduction",
-                 "samples", "step_name", "sync", "value", "weight")  # fmt: skip
+    __slots__ = ("attribute", "done", "epoch_name", "latest", "logger", "metric", "name", "on_epoch", "on_step",
+                 "options", "prog_bar", "reduction", "samples", "step_name", "sync", "value", "weight")  # fmt: skip
 
     def __init__(self, name: str, options: tuple[Any, ...]) -> None:
         self.name = name
@@ -204,10 +327,14 @@ class _Named:
         self.samples = 1
         self.value: Tensor | None = None
         self.weight = 0.0
+        self.done: Tensor | None = None  # the epoch's value, once it was asked for
+        self.metric: Any = None  # an object that gathers by itself
+        self.attribute: str | None = None  # where the module has it
 
     def add(self, value: Tensor, samples: int) -> None:
         if samples == 0:
             return  # a repeated sample that only keeps the ranks in step
+        self.done = None
         self.weight += samples
         if self.value is None:
             self.value = value.to(_EPOCH_VALUE, copy=True).reshape(())
@@ -223,6 +350,14 @@ class _Named:
 
     def reduced(self, strategy: Strategy) -> Tensor | None:
         """Over the epoch, and over the ranks if asked for. None: nobody has logged it."""
+        if self.metric is not None:
+            value = metric_objects.epoch_value(self.metric, strategy)
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                raise ConfigurationError(
+                    f"self.log({self.name!r}): compute() of {type(self.metric).__name__} gives more than one number. "
+                    "Call it in on_*_epoch_end, log its numbers one by one, and reset() it there"
+                )
+            return value.detach().reshape(()).float()
         neutral = {"min": math.inf, "max": -math.inf}.get(self.reduction, 0.0)
         value = self.value.clone() if self.value is not None else torch.tensor(neutral, dtype=_EPOCH_VALUE)
         weight = self.weight

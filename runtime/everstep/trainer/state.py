@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from everstep.checkpoint.ckpt import FORMAT, LIGHTNING_LAYOUT
+from everstep.code_version import code_version
 from everstep.errors import ConfigurationError
 from everstep.hparams import dump_hparams
 from everstep.module import LightningModule
@@ -35,7 +36,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
         "pytorch-lightning_version": LIGHTNING_LAYOUT,
         "state_dict": trainer.strategy.model_state(module),
         "loops": _loops(epoch, rounds, last, trainer.global_step, trainer.batches_that_stepped),
-        "everstep": {"format": FORMAT, "version": _version()},
+        "everstep": {"format": FORMAT, "version": _version(), "code": code_version()},
     }
     if not weights_only:
         checkpoint["callbacks"] = {

@@ -1,5 +1,6 @@
 """Trainer: fit, validate, test, predict."""
 
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from everstep.checkpoint.ckpt import as_place
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
 from everstep.loggers import CSVLogger, DummyLogger, Logger
+from everstep.loggers.hparams import tell_loggers
 from everstep.module import LightningModule
 from everstep.precision import Precision
 from everstep.profilers import Profiler
@@ -27,7 +29,7 @@ from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
 from everstep.trainer.keep import Keeper
 from everstep.trainer.loaders import Loaders
-from everstep.trainer.logs import Logs
+from everstep.trainer.logs import Logs, Silent
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
@@ -209,7 +211,7 @@ class Trainer:
         if not keeping and enable_checkpointing is not False and not barebones:
             keeping = [ModelCheckpoint()]
         self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, Checkpoint)] + keeping
-        self.logs = Logs(self.strategy, self.loggers if self.is_global_zero else [])
+        self.logs = (Silent if barebones else Logs)(self.strategy, self.loggers if self.is_global_zero else [])
 
         self.state: State | None = None  # of the Trainer call that is running
         self.sanity_checking = False
@@ -426,11 +428,12 @@ class Trainer:
         self.run.open(self.strategy)
         begun = self.run.begin(kind)
         self.resumed, self.ckpt_path = begun.record is not None or begun.restored is not None, None
-        self.lightning_module, model.trainer = model, self
+        self.lightning_module, self.logs.module, model.trainer = model, model, self
         self.datamodule = datamodule
         if datamodule is not None:
             datamodule.trainer = self
         self._take_callbacks_of(model)
+        self._agree_on_loggers(begun)
         hooks = Hooks(self, model, self.callbacks, datamodule)
         self.state, self.logs.mode = kind, False
         self.profiler.setup(kind, self.log_dir)
@@ -441,9 +444,6 @@ class Trainer:
                     owner.prepare_data()
             self.strategy.barrier()
             hooks.call("setup", kind)
-            if begun.record is not None:
-                for logger, state in zip(self.logs.loggers, begun.record["loggers"], strict=False):
-                    logger.load_state_dict(state)
             with self.precision_plugin.init_context():
                 model.configure_model()
             self.precision_plugin.convert_module(model)
@@ -454,6 +454,7 @@ class Trainer:
                     begun.restored = chosen
                 else:
                     load_model(self, model, chosen.shared["checkpoint"])
+            tell_loggers(self, model, datamodule)
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
                 done = self.run.steps_before
@@ -474,6 +475,21 @@ class Trainer:
         for logger in self.logs.loggers:
             logger.finalize("success")
         return result
+
+    def _agree_on_loggers(self, begun: Begun) -> None:
+        """They write where they did in an earlier life, and all ranks know where that is."""
+        states: Any = ()
+        if begun.record is not None:
+            states = begun.record["loggers"]
+        elif begun.restored is not None:
+            states = begun.restored.shared["checkpoint"].get("everstep", {}).get("loggers", ())
+        for logger, state in zip(self.logs.loggers, states, strict=False):
+            logger.load_state_dict(state)
+        if self.world_size > 1:
+            versions = json.loads(self.strategy.broadcast(json.dumps([logger.version for logger in self.logs.loggers])))
+            for logger, version in zip(self.loggers, versions, strict=True):
+                if not self.is_global_zero:
+                    logger.take_version(version)
 
     def _take_callbacks_of(self, model: LightningModule) -> None:
         """The module's own callbacks take the place of those of the same class."""

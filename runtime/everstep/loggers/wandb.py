@@ -1,0 +1,111 @@
+"""Weights & Biases. Needs the wandb package, which is imported when the run begins."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from everstep.errors import ConfigurationError
+from everstep.loggers.base import Logger
+from everstep.loggers.hparams import plain
+
+_STEP = "trainer/global_step"  # the x axis: W&B's own step only goes up, and a resumed run goes back
+
+
+class WandbLogger(Logger):
+    """One run of W&B. A resumed script goes on with the same run; values after the resumed step are logged again, and
+    with the x axis `trainer/global_step` lie over the former ones: W&B cannot take values back.
+
+    Args:
+        name: of the run, for people. project, and any other of `kwargs`: of wandb.init.
+        save_dir: where wandb keeps its files.
+        version, id: the run's id, to go on with it; default: a new one.
+        offline: write files only; `wandb sync` uploads them.
+        experiment: a run that exists already, instead of one of its own.
+        prefix: before each metric's name, with a dash between them.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        save_dir: str | os.PathLike[str] = ".",
+        version: str | None = None,
+        offline: bool = False,
+        id: str | None = None,
+        project: str | None = None,
+        prefix: str = "",
+        experiment: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        self._name = name
+        self._save_dir = Path(save_dir)
+        self._id = version or id
+        self._offline = offline
+        self._project = project or os.environ.get("WANDB_PROJECT", "lightning_logs")
+        self._prefix = f"{prefix}-" if prefix else ""
+        self._options = kwargs
+        self._run = experiment
+
+    @property
+    def name(self) -> str:
+        """The project."""
+        return self._project
+
+    @property
+    def version(self) -> str | None:
+        """The run's id, once it has begun."""
+        return self._run.id if self._run is not None else self._id
+
+    def take_version(self, version: int | str | None) -> None:
+        self._id = str(version) if version is not None else None
+
+    @property
+    def save_dir(self) -> str:
+        return str(self._save_dir)
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run.
+
+        Raises:
+            ConfigurationError: wandb is not installed.
+        """
+        if self._run is None:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ConfigurationError(f"WandbLogger needs wandb ({error}): pip install wandb") from None
+            self._save_dir.mkdir(parents=True, exist_ok=True)
+            # A run that somebody has begun in this process is taken over, as wandb.init itself would do.
+            self._run = wandb.run or wandb.init(
+                name=self._name, project=self._project, dir=str(self._save_dir), id=self._id,
+                **{"resume": "allow", "mode": "offline" if self._offline else None, **self._options},
+            )  # fmt: skip
+            self._run.define_metric(_STEP)
+            self._run.define_metric("*", step_metric=_STEP, step_sync=True)
+        return self._run
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        values = {f"{self._prefix}{name}": value for name, value in metrics.items()}
+        self.experiment.log(values if step is None else {**values, _STEP: step})
+
+    def log_hyperparams(self, params: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        self.experiment.config.update(plain(params), allow_val_change=True)
+
+    def log_code(self, code: Mapping[str, Any]) -> None:
+        self.experiment.config.update({"code": dict(code)}, allow_val_change=True)
+
+    def watch(self, model: Any, log: str = "gradients", log_freq: int = 100, log_graph: bool = True) -> None:
+        """Histograms of gradients or parameters, by wandb itself."""
+        self.experiment.watch(model, log=log, log_freq=log_freq, log_graph=log_graph)
+
+    def finalize(self, status: str) -> None:
+        """The run stays open for the script's next call; wandb ends it with the process, or the script by
+        wandb.finish()."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"id": self.version}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self._run is None:
+            self._id = state["id"]
