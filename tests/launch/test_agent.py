@@ -20,7 +20,7 @@ from everstep_protocol.messages import (
     StopCause,
     Workers,
 )
-from everstep_protocol.reasons import EXIT_STOPPED, Failure, Reason
+from everstep_protocol.reasons import EXIT_STOPPED, LAST_LINES, LINE_LIMIT, Failure, Reason
 
 from .harness import Bench, Launcher, ScriptedCoordinator, alive, eventually, leave, one_round, run_round, wait
 
@@ -95,6 +95,26 @@ def test_an_exception_ends_all_ranks_of_the_node_and_is_told_once(desk: Bench) -
     assert launcher.output.count("ValueError: boom (train.py:3)") == 1
     assert launcher.output.rstrip().endswith("everstep: gave up")
     assert codec.loads(Failure, words.read_bytes()) == failure
+
+
+@pytest.mark.parametrize("arguments", [(), ("--nproc-per-node=2",), ("--log-dir=logs", "--nproc-per-node=2")])
+def test_what_a_rank_printed_last_goes_with_its_failure(desk: Bench, arguments: tuple[str, ...]) -> None:
+    script = desk.script(
+        "import os, signal, sys, time\nif os.environ['LOCAL_RANK'] != os.environ['VICTIM']:\n    time.sleep(600)\n"
+        "for i in range(30):\n    print('line', i)\nprint('x' * 999, file=sys.stderr)\nsys.stdout.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    words = desk.folder / "words"
+    more = {env.TERMINATION_FILE: str(words), "VICTIM": "1" if arguments else "0"}
+    with ScriptedCoordinator() as coordinator:
+        launcher = desk.launch(*arguments, script, endpoint=coordinator.endpoint, **more)
+        assert launcher.wait() == 1
+    failure = codec.loads(Failure, words.read_bytes())
+    assert (failure.reason, failure.signal) == (Reason.KILLED, 9)
+    assert len(failure.last_lines) == LAST_LINES
+    assert "line 29" in failure.last_lines
+    assert "x" * LINE_LIMIT in failure.last_lines
+    assert "--log-dir=logs" in arguments or "line 29" in launcher.output
 
 
 def test_a_death_is_told_at_once_and_not_at_the_next_poll(desk: Bench) -> None:

@@ -3,9 +3,19 @@
 import signal
 from pathlib import Path
 
-from everstep.launch.failures import from_status, left_record, oom_kills, root_cause, sentence
+import pytest
+
+from everstep.launch.failures import (
+    TERMINATION_LIMIT,
+    from_status,
+    last_words,
+    left_record,
+    oom_kills,
+    root_cause,
+    sentence,
+)
 from everstep_protocol import codec
-from everstep_protocol.reasons import Failure, Reason
+from everstep_protocol.reasons import LAST_LINES, LINE_LIMIT, TRACEBACK_LIMIT, Failure, Reason
 
 
 def test_exit_status_without_a_word() -> None:
@@ -56,3 +66,34 @@ def test_sentence() -> None:
     text = "rank 3 (node 1, pid 77) failed at step 5: UserException: ValueError: no (train.py:12)"
     assert sentence(failure) == text
     assert sentence(Failure(Reason.UNKNOWN, "no port")).startswith("the launcher failed: Unknown: no port")
+
+
+def test_last_words_that_fit_are_whole() -> None:
+    failure = Failure(Reason.USER_EXCEPTION, "boom", node=1, rank=3, traceback="a\nb\n", last_lines=("x",))
+    assert codec.loads(Failure, last_words(failure)) == failure
+
+
+@pytest.mark.parametrize("letter", ["x", "é"])
+def test_last_words_fit_into_a_termination_message_and_keep_the_end(letter: str) -> None:
+    lines = [f"{number}: {letter * 70}" for number in range(TRACEBACK_LIMIT // 80)]
+    failure = Failure(
+        Reason.USER_EXCEPTION,
+        "boom",
+        node=1,
+        rank=3,
+        exit_code=1,
+        traceback="\n".join(lines),
+        last_lines=tuple(letter * LINE_LIMIT for _ in range(LAST_LINES)),
+    )
+    text = last_words(failure)
+    assert len(text) <= TERMINATION_LIMIT
+    kept = codec.loads(Failure, text)
+    assert (kept.reason, kept.message, kept.node, kept.rank, kept.exit_code) == (failure.reason, "boom", 1, 3, 1)
+    assert kept.last_lines
+    if kept.traceback:
+        assert kept.traceback.endswith(lines[-1])
+
+
+def test_last_words_of_a_long_message_are_no_broken_json() -> None:
+    kept = codec.loads(Failure, last_words(Failure(Reason.STORAGE, "é" * 2_000, where="w.py:1")))
+    assert kept.message == "é" * 300

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from everstep_protocol import codec
@@ -70,6 +72,12 @@ def test_pod_without_last_words_says_what_is_known() -> None:
     (attempt,) = plan(running(), [pod(None), pod(0), dead(1, exit_code=137)], report()).status.attempts
     assert (attempt.reason, attempt.signal, attempt.node) == ("Killed", 9, 1)
     assert "run-1-1" in attempt.message
+
+
+def test_last_lines_are_those_of_the_rank_and_the_end_of_its_traceback() -> None:
+    words = replace(failure(1), last_lines=tuple(f"line {i}" for i in range(10)), traceback="Traceback\nValueError: no")
+    (attempt,) = plan(running(), all_pods(), report(RESTARTING, failures=(words,))).status.attempts
+    assert attempt.last_lines == (*(f"line {i}" for i in range(2, 10)), "Traceback", "ValueError: no")
 
 
 def test_failures_between_two_looks_are_all_counted() -> None:

@@ -109,6 +109,7 @@ def _attempt(run: TrainingRun, failure: Failure, observed: Observed, now: dateti
     ranks = run.spec.num_proc_per_node
     if failure.rank < 0 <= failure.node and ranks == 1 and run.spec.min_nodes == run.spec.num_nodes:
         failure = replace(failure, rank=failure.node)  # the only one on that node
+    told = failure.traceback.splitlines()  # the launcher prints it below what the rank printed
     machines = {pod.machine for pod in workers(observed) if pod.node == failure.node and pod.machine}
     return Attempt(
         generation=failure.generation,
@@ -121,7 +122,7 @@ def _attempt(run: TrainingRun, failure: Failure, observed: Observed, now: dateti
         step=failure.step,
         time=now,
         node_name=machines.pop() if len(machines) == 1 else "",
-        last_lines=tuple(line[:LINE_LIMIT] for line in failure.last_lines[-LAST_LINES:]),
+        last_lines=tuple(line[:LINE_LIMIT] for line in (*failure.last_lines, *told)[-LAST_LINES:]),
     )
 
 

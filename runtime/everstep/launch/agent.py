@@ -14,7 +14,7 @@ import uuid
 from typing import Any, TypeVar
 
 from everstep.launch.coordinators import Coordinator
-from everstep.launch.failures import sentence
+from everstep.launch.failures import last_words, sentence
 from everstep.launch.group import Group
 from everstep.launch.link import Client, Link, LinkError, Refused
 from everstep.launch.output import Output
@@ -430,7 +430,7 @@ class Agent:
                 reason = Reason.PREEMPTED if stopped else Reason.UNKNOWN
                 words = Failure(reason, message or "stopped", node=self.node, generation=self.generation)
             try:
-                path.write_bytes(codec.dumps(words))
+                path.write_bytes(last_words(words))
             except OSError as error:
                 say(f"cannot write the last words to {path}: {error}")
         return status

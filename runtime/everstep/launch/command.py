@@ -89,7 +89,9 @@ def main(args: argparse.Namespace) -> int:
 
     try:
         chosen, coordinator, command = settings.read(args, os.environ)
-        agent = Agent(chosen, coordinator, Spawner(command), Output(args.log_dir))
+        agent = Agent(
+            chosen, coordinator, Spawner(command), Output(args.log_dir, remember=chosen.termination_file is not None)
+        )
     except (ConfigurationError, OSError) as error:
         say(str(error))
         return 2

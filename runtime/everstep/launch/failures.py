@@ -3,10 +3,14 @@
 import os
 import signal
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from everstep_protocol import codec
 from everstep_protocol.reasons import Failure, Reason
+
+#: A kubelet keeps no more of a termination message, in bytes.
+TERMINATION_LIMIT = 4_096
 
 
 def left_record(path: Path) -> Failure | None:
@@ -42,6 +46,19 @@ def sentence(failure: Failure) -> str:
     step = f" at step {failure.step}" if failure.step else ""
     where = f" ({failure.where})" if failure.where else ""
     return f"{who} failed{step}: {failure.reason}: {failure.message}{where}"
+
+
+def last_words(failure: Failure) -> bytes:
+    """The termination message: as much of the failure as fits. Half a JSON would say nothing at all."""
+    text = codec.dumps(failure)
+    while len(text) > TERMINATION_LIMIT and (failure.traceback or failure.last_lines):
+        if failure.traceback:  # its end names the place; the log has all of it
+            lines = failure.traceback.splitlines(keepends=True)
+            failure = replace(failure, traceback="".join(lines[max(1, len(lines) // 4) :]))
+        else:
+            failure = replace(failure, last_lines=failure.last_lines[1:])
+        text = codec.dumps(failure)
+    return text if len(text) <= TERMINATION_LIMIT else codec.dumps(replace(failure, message=failure.message[:300]))
 
 
 def oom_kills(cgroup: Path = Path("/sys/fs/cgroup/memory.events")) -> int:

@@ -115,7 +115,8 @@ class Group:
                 record = from_status(worker.status, oom_kills() > self._oom_kills)
             if record is not None:
                 generation, step = self.round.generation, self.board.step(local_rank)
-                record = replace(record, node=self.node, rank=worker.rank, pid=worker.pid)
+                lines = self._output.last_lines(worker.rank, self.round.generation)
+                record = replace(record, node=self.node, rank=worker.rank, pid=worker.pid, last_lines=lines)
                 self.failures.append(replace(record, generation=generation, step=step))
                 self._output.append(worker.rank, self.round.generation, record.traceback)
         return len(self.failures) > len(known)
