@@ -46,10 +46,11 @@ FROM ${PYTHON_IMAGE} AS runtime-dependencies
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 COPY constraints.txt /src/
-COPY --from=requirements /src/runtime.txt /src/vision.txt /src/
+COPY --from=requirements /src/runtime.txt /src/vision.txt /src/demo.txt /src/
 RUN python3 -m venv --without-pip /opt/everstep \
     && python3 -m pip --python /opt/everstep/bin/python install --no-cache-dir \
-       --constraint /src/constraints.txt --requirement /src/runtime.txt --requirement /src/vision.txt
+       --constraint /src/constraints.txt \
+       --requirement /src/runtime.txt --requirement /src/vision.txt --requirement /src/demo.txt
 
 FROM operator-dependencies AS operator-package
 COPY --from=wheel /dist /dist
