@@ -92,6 +92,11 @@ def test_a_pod_template_that_the_api_server_refuses_is_told(start: Start) -> Non
     until("the refusal is in the status", lambda: "Whatever" in refused.status.get("message", ""))
 
 
+def test_a_misspelt_field_of_the_pod_template_is_told(start: Start) -> None:
+    held = start(tiny("misspelt", "--steps", 5, podTemplate={"spec": {"schedulerNam": "mine"}}))
+    until("the field is in the status", lambda: 'unknown field "spec.schedulerNam"' in held.status.get("message", ""))
+
+
 def test_changes_of_a_running_run_are_refused_with_the_way_out(start: Start) -> None:
     running = start(tiny("fixed", "--steps", 3000, "--pause", 0.1))
     running.phase("Starting", "Running")

@@ -233,7 +233,9 @@ class KubernetesCluster:
         body = render.pod(run, spec, self._settings)
         self._may_write()
         with self._in_doubt(run):
-            item = await self._api.request("POST", f"/api/v1/namespaces/{run.metadata.namespace}/pods", body=body)
+            path = f"/api/v1/namespaces/{run.metadata.namespace}/pods"
+            # A misspelt field of podTemplate would be dropped in silence otherwise.
+            item = await self._api.request("POST", path, params={"fieldValidation": "Strict"}, body=body)
         created = seen(item)
         self._of(run)[0].wrote(created)
         if spec.role == labels.COORDINATOR:
