@@ -138,7 +138,8 @@ class Fit:
                 if listener(batch, index) == -1:  # the module has had enough of this epoch
                     self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
                     return index
-            closes = micro.closes_step
+            closes, last = micro.closes_step, micro.closes_epoch
+            self.last_batch = last
             if shared is not closes and self.module.automatic_optimization:
                 shared = closes
                 synchronise(shared)
@@ -146,7 +147,6 @@ class Fit:
             outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 
             opens = closes
-            last = self.last_batch = micro.closes_epoch
             if closes:
                 trainer.batches_that_stepped += 1
                 if by_step:

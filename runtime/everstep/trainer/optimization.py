@@ -100,11 +100,11 @@ class Automatic:
         trainer = self.trainer
         if self._custom_step:
             stepping = trainer.lightning_optimizers[number]
-            stepping.uses(self._optimizer_step)
+            stepping.uses(self._optimizer_step, counts=False)
             self.module.optimizer_step(trainer.current_epoch, arguments[1], stepping, closure)
         else:
             self._optimizer_step(optimizer, closure)
-            trainer.global_step += 1
+        trainer.global_step += 1
         return outputs
 
     def _step(self, optimizer: Optimizer) -> None:
@@ -240,10 +240,11 @@ class LightningOptimizer:
     def __init__(self, optimizer: Optimizer, trainer: "Trainer") -> None:
         self._optimizer, self._trainer = optimizer, trainer
         self._step: Callable[..., Any] = trainer.precision_plugin.step
+        self._counts = True
 
-    def uses(self, step: Callable[..., Any]) -> None:
-        """What `step` does: (optimizer, closure) -> anything."""
-        self._step = step
+    def uses(self, step: Callable[..., Any], counts: bool = True) -> None:
+        """What `step` does: (optimizer, closure) -> anything. `counts`: in global_step, else the loop counts."""
+        self._step, self._counts = step, counts
 
     @property
     def optimizer(self) -> Optimizer:
@@ -256,7 +257,8 @@ class LightningOptimizer:
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
         """One optimizer step. `closure`: computes loss and gradients."""
         result = self._step(self._optimizer, closure, **kwargs)
-        self._trainer.global_step += 1
+        if self._counts:
+            self._trainer.global_step += 1
         return result
 
     @contextmanager
