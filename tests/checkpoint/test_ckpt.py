@@ -26,8 +26,8 @@ def checkpoint() -> dict[str, Any]:
     }
 
 
-def write(place: str, tree: dict[str, Any]) -> int:
-    return ckpt.write(place, *ckpt.data_of(tree))
+def write(place: str, tree: dict[str, Any]) -> None:
+    ckpt.write(place, *ckpt.data_of(tree))
 
 
 @pytest.fixture(params=["path", "memory"])
@@ -37,14 +37,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_s89_what_is_written_comes_back(place: str) -> None:
     before = checkpoint()
-    size = write(place, before)
+    write(place, before)
     again = ckpt.read(place)
     assert same(again, before)
     assert again["state_dict"]["a"].data_ptr() == again["state_dict"]["tied"].data_ptr()
     assert ckpt.exists(place)
     assert ckpt.listed(place.rpartition("/")[0]) == [place]
     if not ckpt.is_url(place):
-        assert size == Path(place).stat().st_size
         torch.load(place, weights_only=True)
     ckpt.delete(place)
     ckpt.delete(place)

@@ -35,9 +35,14 @@ def offences(source: str) -> list[str]:
     return found
 
 
+#: What one-file checkpoints need: torch's format, read as data alone (tests/layout sees to weights_only=True).
+ALLOWED = {"ckpt.py": {"pickle", "pickle.UnpicklingError", "torch.load", "torch.save"}}
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_no_pickle(path: Path) -> None:
-    assert offences(path.read_text()) == []
+    if path.name != "trusted.py":  # `everstep checkpoint convert --trust`, and nothing else, unpickles
+        assert set(offences(path.read_text())) <= ALLOWED.get(path.name, set())
 
 
 def test_the_check_itself_sees_them() -> None:

@@ -221,10 +221,10 @@ def test_s50_a_file_is_not_deleted_for_one_that_cannot_be_written(
 ) -> None:
     write = ckpt.write
 
-    def full(place: str, *state: Any) -> int:
+    def full(place: str, *state: Any) -> None:
         if "step=12" in place:
             raise StorageError("no space left")
-        return write(place, *state)
+        write(place, *state)
 
     monkeypatch.setattr(ckpt, "write", full)
     with pytest.raises(StorageError, match="no space left"):

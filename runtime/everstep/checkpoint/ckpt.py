@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import torch
 
+from everstep.checkpoint.file import FileStorage
 from everstep.checkpoint.format import from_json, to_json
 from everstep.checkpoint.storage import CHUNK_BYTES, Body, Storage, open_storage
 from everstep.errors import ConfigurationError, StorageError
@@ -63,26 +64,20 @@ def data_of(checkpoint: Tree) -> tuple[Any, dict[str, torch.Tensor]]:
     return to_json(checkpoint, "checkpoint")
 
 
-def write(place: str, tree: Any, tensors: dict[str, torch.Tensor]) -> int:
+def write(place: str, tree: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Write the file, piece by piece: it never exists in memory. Readers see all of it, or what was there before.
-
-    Returns its size in bytes.
 
     Raises:
         StorageError: it could not be written.
     """
     checkpoint = _without_numpy(from_json(tree, tensors))
-    written = 0
-
-    def pieces() -> Iterator[bytes]:
-        nonlocal written
-        written = 0
-        for piece in _pumped(lambda file: torch.save(checkpoint, file)):
-            written += len(piece)
-            yield piece
-
-    put(place, Body(sum(tensor.nbytes for tensor in tensors.values()), pieces))  # the size decides how a store puts it
-    return written
+    storage, key = _open(place)
+    if isinstance(storage, FileStorage):
+        with storage.writing(key, buffering=CHUNK_BYTES) as file:
+            torch.save(checkpoint, file)
+        return
+    size = sum(tensor.nbytes for tensor in tensors.values())  # what decides how a store puts it
+    storage.put(key, Body(size, lambda: _pumped(lambda file: torch.save(checkpoint, file))))
 
 
 def put(place: str, body: Body) -> None:

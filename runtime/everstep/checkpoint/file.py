@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from everstep.checkpoint.storage import CHUNK_BYTES, Body, Entry
@@ -27,6 +28,15 @@ class FileStorage:
         self.root = Path(unquote(parts.path))
 
     def put(self, key: str, body: Body, *, create_only: bool = False) -> None:
+        with self.writing(key, create_only=create_only) as file:
+            for piece in body.pieces():
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+
+    @contextlib.contextmanager
+    def writing(self, key: str, *, create_only: bool = False, buffering: int = 0) -> Iterator[Any]:
+        """A binary file to write into. The object is there when the block ends, and not if it ends by an exception."""
         path = self.root / key
         temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}-{path.name}")
         with self._errors("write", path, but=() if not create_only else (FileExistsError,)):
@@ -35,11 +45,9 @@ class FileStorage:
             except FileExistsError:
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
             try:
-                with temporary.open("xb", buffering=0) as file:
-                    for piece in body.pieces():
-                        view = memoryview(piece)
-                        while view:
-                            view = view[file.write(view) :]
+                with temporary.open("xb", buffering=buffering) as file:
+                    yield file
+                    file.flush()
                     os.fsync(file.fileno())
                 if create_only:
                     os.link(temporary, path)  # fails where rename would replace
