@@ -121,7 +121,7 @@ class Fit:
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
         synchronise, shared = self.strategy.synchronise_gradients, self.module.automatic_optimization
-        boundary = self._boundary if self.run_.listens else None
+        boundary = self._boundary if self.run_.listens or trainer.checkpoint_callbacks else None
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation
