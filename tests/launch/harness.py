@@ -225,12 +225,17 @@ class Bench:
         return path
 
     def launch(
-        self, *words: object, endpoint: str | None = None, stream: int | None = None, **variables: str
+        self,
+        *words: object,
+        endpoint: str | None = None,
+        stream: int | None = None,
+        program: tuple[str, ...] = ("-P", "-m", "everstep.cli"),
+        **variables: str,
     ) -> Launcher:
         """Start `everstep launch` in the folder; its output goes to a file, or to `stream`."""
         log = self.folder / f"launcher{len(self.launchers)}.log"
         flags = ["--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1"] if endpoint else []
-        command = [sys.executable, "-P", "-m", "everstep.cli", "launch", *flags, *map(str, words)]
+        command = [sys.executable, *program, "launch", *flags, *map(str, words)]
         settings = environment(**{env.TOKEN: TOKEN, **variables})
         with log.open("wb") as file:
             out = file if stream is None else stream

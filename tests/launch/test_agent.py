@@ -348,6 +348,36 @@ def test_training_goes_on_without_a_coordinator_and_meets_the_next(desk: Bench) 
         assert launcher.wait() == 143
 
 
+def two_nodes(state: AgentState) -> Directive:
+    round = run_round(state).round
+    assert round is not None
+    return replace(run_round(state), round=replace(round, nodes=2, world_size=2))
+
+
+@pytest.mark.parametrize(("ends", "stands_still"), [(False, False), (True, True)])
+def test_ranks_that_stand_still_behind_a_dead_network_are_ended(desk: Bench, ends: bool, stands_still: bool) -> None:
+    """And those that go on training, with only the coordinator away, are not."""
+    still = "if step > 20 and os.path.exists('cut'):\n        time.sleep(600)\n    time.sleep(0.005)"
+    script = desk.script(STEPS.replace("time.sleep(0.005)", still) if stands_still else STEPS)
+    hurry = "import sys; from everstep.launch import cut_off; cut_off.CUT_OFF_SECONDS = 1.0; "
+    hurry += "from everstep.cli import main; sys.exit(main())"
+    with ScriptedCoordinator(two_nodes) as coordinator:
+        launcher = desk.launch(script, endpoint=coordinator.endpoint, program=("-P", "-c", hurry))
+        rank = stepping(coordinator).ranks[0]
+        port = coordinator.port
+    (desk.folder / "cut").touch()
+    if ends:
+        eventually(lambda: not alive(rank.pid))
+        assert "cut off from the coordinator and from the other nodes" in launcher.output
+    else:
+        time.sleep(2.5)
+        assert alive(rank.pid)
+    with ScriptedCoordinator(two_nodes, port=port) as coordinator:
+        told = eventually(lambda: coordinator.states and coordinator.last)
+        assert told.workers is (Workers.NONE if ends else Workers.RUNNING)
+        assert told.generation == 1
+
+
 def test_a_stop_without_a_coordinator_is_agreed_by_a_single_node_itself(desk: Bench) -> None:
     with ScriptedCoordinator() as coordinator:
         launcher = desk.launch("--nproc-per-node=2", desk.script(STEPS), endpoint=coordinator.endpoint)

@@ -14,6 +14,7 @@ import uuid
 from typing import Any, TypeVar
 
 from everstep.launch.coordinators import Coordinator
+from everstep.launch.cut_off import Standstill
 from everstep.launch.failures import last_words, sentence
 from everstep.launch.group import Group
 from everstep.launch.link import Client, Link, LinkError, Refused
@@ -79,6 +80,7 @@ class Agent:
         self._discard = False  # once they are dead, forget the group
         self._save_by: float | None = None  # ranks that should save and leave are killed then
         self._places: object = None  # steps and stages when that was last put off
+        self._standstill = Standstill(time.monotonic())
         self._hard_deadline = False  # somebody else kills us then: it cannot be put off
 
         # The conversation.
@@ -224,6 +226,7 @@ class Agent:
             self.node = round.node_rank
         self.failure, self.ack, self._limit, self._note = None, None, None, {}
         self._round_port, self._port = self._port, PortReservation()
+        self._standstill = Standstill(time.monotonic())
         self._urgent = True
         try:
             self.group = Group(
@@ -349,6 +352,8 @@ class Agent:
         now = time.monotonic()
         if self.status is not None:
             return
+        if self.group is not None:
+            self._standstill.see(self.group.ranks, now)
         if self._save_by is not None and self.workers is Workers.RUNNING and self.group is not None:
             # Ranks that save, evaluate or move are on their way; only a pod's own end cannot wait for them.
             if not self._hard_deadline and (self.group.busy or self.group.ranks != self._places):
@@ -365,6 +370,9 @@ class Agent:
         if self.workers is Workers.RUNNING:
             if self.stop is not None and now - self._silent_since > 1.0:
                 self._agree_alone()
+            elif self._is_cut_off(self._silent_since, now):
+                say("cut off from the coordinator and from the other nodes: ending the workers")
+                self._clear()
             return
         outcome = {Workers.SUCCEEDED: 0, Workers.STOPPED: EXIT_STOPPED}.get(self.workers)
         if self.stop is not None and self.workers is not Workers.FAILED:
@@ -375,6 +383,12 @@ class Agent:
             else:
                 waited = f"{self.settings.give_up_seconds:.0f} s"
                 self._fail(Reason.NODE_LOST, f"no answer from the coordinator {self.coordinator.url} for {waited}")
+
+    def _is_cut_off(self, silent_since: float, now: float) -> bool:
+        group = self.group
+        if group is None or group.round.nodes == 1 or group.busy:  # alone it waits for nobody
+            return False
+        return self._standstill.is_cut_off(silent_since, now)
 
     def _agree_alone(self) -> None:
         """The coordinator is gone and we are to stop: on a single node nobody else has to agree."""

@@ -1,0 +1,35 @@
+"""Is this node cut off from the others? Then its ranks wait for peers that go on without them, and have to end.
+
+A launcher that hears nothing from its coordinator cannot tell a dead coordinator, which training need not notice, from
+a dead network, behind which a replacement may run already. Its ranks can: they meet the others in every step. Standing
+still for much longer than they ever did, with no coordinator to be heard, they are of no use to anybody.
+"""
+
+from everstep_protocol.messages import RankState
+
+#: Ranks that stand still for less are never ended. A coordinator gives a silent node up after 10 s, and its pod is
+#: replaced no sooner than 10 s later.
+CUT_OFF_SECONDS = 15.0
+#: Nor those that stand still for less than so many times their longest step.
+SLOWEST_STEPS = 3.0
+
+
+class Standstill:
+    """How long the ranks of one round have been where they are."""
+
+    def __init__(self, now: float) -> None:
+        self._ranks: tuple[RankState, ...] = ()
+        self._since = now
+        self._longest = 0.0  # between two steps; what comes before the first has its own pace
+
+    def see(self, ranks: tuple[RankState, ...], now: float) -> None:
+        if ranks == self._ranks:
+            return
+        if any(rank.step > 0 for rank in self._ranks):
+            self._longest = max(self._longest, now - self._since)
+        self._ranks, self._since = ranks, now
+
+    def is_cut_off(self, silent_since: float, now: float) -> bool:
+        """`silent_since`: when the coordinator was heard last."""
+        limit = max(CUT_OFF_SECONDS, SLOWEST_STEPS * self._longest)
+        return now - max(silent_since, self._since) > limit
