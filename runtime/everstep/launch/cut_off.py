@@ -9,7 +9,7 @@ from everstep_protocol.messages import RankState
 
 #: Ranks that stand still for less are never ended. A coordinator gives a silent node up after 10 s, and its pod is
 #: replaced no sooner than 10 s later.
-CUT_OFF_SECONDS = 15.0
+CUT_OFF_SECONDS = 12.0
 #: Nor those that stand still for less than so many times their longest step.
 SLOWEST_STEPS = 3.0
 
