@@ -189,6 +189,7 @@ def server() -> Iterator[None]:
 
 
 @pytest.mark.cluster
+@pytest.mark.cluster
 @pytest.mark.serial
 def test_real_api_server_agrees_with_the_table(server: None) -> None:
     """All cases in one test: one server, one list of disagreements."""
@@ -208,6 +209,7 @@ def test_real_api_server_agrees_with_the_table(server: None) -> None:
     assert disagreements == []
 
 
+@pytest.mark.cluster
 @pytest.mark.cluster
 @pytest.mark.serial
 def test_real_api_server_stores_what_the_models_read(server: None) -> None:

@@ -244,6 +244,7 @@ GOLDEN: dict[str, Golden] = {
                 "image": "pytorch/pytorch:2.9.1-cuda12.8-cudnn9-runtime",
                 "injectEverstep": True,
                 "code": {"archive": "s3://bucket/code.tar.gz"},
+                "resources": {"limits": {"memory": "16Gi"}},
                 "workingDir": "src",
             },
             "checkpoint": {"uri": "s3://bucket/digits", "credentialsSecret": "s3"},

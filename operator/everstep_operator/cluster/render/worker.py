@@ -110,7 +110,11 @@ def _init_containers(
         before.append(inject.copier(settings))
     if (arguments := code.fetch_arguments(run)) is not None:
         command = trainer["command"] if run.spec.trainer.inject_everstep else ["everstep"]
-        fetcher = {key: trainer[key] for key in ("image", "imagePullPolicy", "env", "envFrom") if key in trainer}
+        fetcher: dict[str, Any] = {
+            key: trainer[key] for key in ("image", "imagePullPolicy", "env", "envFrom") if key in trainer
+        }
+        if resources := _resources(run.spec.trainer, {}):  # a quota may ask it of every container
+            fetcher["resources"] = resources
         mounts = [mount for mount in trainer["volumeMounts"] if mount["name"] != "shm"]
         before.append(
             {"name": "code"}
