@@ -52,7 +52,8 @@ cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of t
 
 cluster-test: cluster-up  ## the tests on a real Kubernetes: that of KUBECONFIG, or the one of cluster-up
 	@settings=$$($(BIN)/python tests/cluster/provision.py env) && eval "$$settings" && \
-		$(BIN)/python -m pytest -q -m cluster --timeout 900 tests
+		EVERSTEP_TEST_SCOPE=namespaces $(BIN)/python -m pytest -q -n 3 -m "cluster and not serial" --timeout 600 && \
+		$(BIN)/python -m pytest -q -m "cluster and serial" --timeout 600
 
 cluster-down:  ## remove what cluster-up made
 	@$(PYTHON) tests/cluster/provision.py down

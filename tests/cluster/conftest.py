@@ -22,8 +22,8 @@ ROOT = Path(__file__).parents[2]
 SYSTEM = "everstep-test-system"
 RELEASE = "everstep"
 
-#: When this session of tests began, in seconds since the epoch.
-BEGIN = time.time()
+#: When the tests began, in seconds since the epoch: all sessions of one `make cluster-test`.
+BEGAN = float(os.environ.get("EVERSTEP_TESTS_BEGAN") or time.time())
 
 #: The CRD may have been applied by other means before.
 OVER_OTHERS = ("--take-ownership", "--force-conflicts")
@@ -32,8 +32,9 @@ IMAGES = ("EVERSTEP_OPERATOR_IMAGE", "EVERSTEP_RUNTIME_IMAGE", "EVERSTEP_S3_IMAG
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Last: what looks back at all that the operator did."""
-    items.sort(key=lambda item: "tests/cluster/test_rbac" in item.nodeid)
+    """First what needs no operator, and has the cluster for itself; last what looks back at all that ours did."""
+    ours = [item for item in items if "operator" in getattr(item, "fixturenames", ())]
+    items.sort(key=lambda item: (item in ours) + ("tests/cluster/test_rbac" in item.nodeid))
 
 
 @contextmanager
@@ -82,7 +83,7 @@ def chart_values(**values: str) -> list[str]:
 def operator(helm: Callable[..., str], the_store: None) -> None:
     """The operator, by the chart, two replicas.
 
-    EVERSTEP_TEST_SCOPE=namespaces keeps it out of the namespaces of others who share the cluster.
+    EVERSTEP_TEST_SCOPE=namespaces: it acts in those of the tests only, and leaves others who share the cluster alone.
     """
     with one_at_a_time("operator"):
         namespace(SYSTEM)

@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -119,6 +120,8 @@ def main(arguments: Sequence[str]) -> int:
         print(f"usage: provision.py {'|'.join(sorted(verbs))}", file=sys.stderr)
         return 2
     (verb,) = arguments
+    if verb == "env":
+        print(f"export EVERSTEP_TESTS_BEGAN={time.time():.0f}")
     if os.environ.get("KUBECONFIG"):
         if verb != "env":
             print("KUBECONFIG is set: that cluster and its images are yours to manage", file=sys.stderr)
