@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
 
 import everstep as L
-from everstep.callbacks import Checkpoint
+from everstep.callbacks import Checkpoint, ModelSummary, ProgressBar
 from everstep.environment import Environment
 from everstep.trainer.run import Run
 from everstep_protocol.messages import CheckpointInfo
@@ -116,8 +116,13 @@ def _copy(tree: Any) -> Any:
 
 def trainer(folder: Path, checkpoints: Memory | None = None, seat: Any = None, **more: Any) -> L.Trainer:
     run = more.pop("run", None) or Run(ALONE, seat=seat, open_checkpoints=lambda _: checkpoints)
-    quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "logger": False}
-    callbacks = more.get("callbacks")
-    if isinstance(callbacks, list) and any(isinstance(callback, Checkpoint) for callback in callbacks):
-        del quiet["enable_checkpointing"]
+    flags = {
+        "enable_progress_bar": ProgressBar,
+        "enable_checkpointing": Checkpoint,
+        "enable_model_summary": ModelSummary,
+    }
+    given = more.get("callbacks") or []
+    callbacks = given if isinstance(given, list) else [given]
+    quiet = {flag: False for flag, kind in flags.items() if not any(isinstance(c, kind) for c in callbacks)}
+    quiet["logger"] = False
     return L.Trainer(**{"max_epochs": 2, **quiet, "default_root_dir": folder, **more}, run=run)

@@ -1,5 +1,6 @@
 """The base of all callbacks: every hook a no-op. Only those that a class overrides are ever called."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,9 +14,16 @@ if TYPE_CHECKING:
 class Callback:
     """Override the hooks you need. The order in which they come is in everstep/trainer/hooks.py."""
 
-    monitors = (
-        False  # True: it looks at metrics, so its on_train_epoch_end comes after the module's, which may log some
-    )
+    #: It looks at metrics, so its on_train_epoch_end comes after the module's, which may log some.
+    monitors = False
+    #: It wants `trainer.predictions` to be kept, whatever predict's caller wants.
+    needs_predictions = False
+    #: Classes of callbacks that it does not go with.
+    not_with: "tuple[type[Callback], ...]" = ()
+
+    #: As the module's; set when a Trainer call begins.
+    log: Callable[..., None]
+    log_dict: Callable[..., None]
 
     @property
     def state_key(self) -> str:

@@ -21,8 +21,8 @@ _MAY_BE_NONE = ("max_epochs", "min_epochs", "min_steps", "check_val_every_n_epoc
 _BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
             "val_check_interval", "overfit_batches")  # fmt: skip
 #: Arguments that `barebones` turns off, so that giving them as well contradicts it.
-_SLOW = ("logger", "enable_progress_bar", "log_every_n_steps", "num_sanity_val_steps", "fast_dev_run", "detect_anomaly",
-         "profiler")  # fmt: skip
+_SLOW = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_sanity_val_steps",
+         "fast_dev_run", "detect_anomaly", "profiler")  # fmt: skip
 
 
 def check(given: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ class Fit:
         if batches is None:
             self._reload()
             hooks.call("on_train_epoch_start")
+            self.source.accumulate(trainer.accumulate_grad_batches)  # a callback may have changed it
             batches = self._open_epoch()
 
         rounds = self._batches(batches)
@@ -277,7 +278,6 @@ class Fit:
             self.due = Due(trainer, self.source.rounds)
             if self.validation is not None:
                 self.validation.reload()
-        self.source.accumulate(trainer.accumulate_grad_batches)
 
     # Parts of a step.
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from everstep import seed
-from everstep.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar
+from everstep.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, conflicts
 from everstep.checkpoint.ckpt import as_place
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
@@ -18,7 +18,7 @@ from everstep.loggers import CSVLogger, DummyLogger, Logger
 from everstep.loggers.hparams import tell_loggers
 from everstep.module import LightningModule
 from everstep.precision import Precision
-from everstep.profilers import Profiler
+from everstep.profilers import Profiler, profiler_of
 from everstep.strategies import DDPStrategy, Strategy
 from everstep.trainer import arguments
 from everstep.trainer.ckpt_path import CkptPath
@@ -75,10 +75,10 @@ class Trainer:
         inference_mode: evaluate under torch.inference_mode; False: under torch.no_grad.
         use_distributed_sampler: divide the data over the ranks; False: the loaders do so themselves.
         reload_dataloaders_every_n_epochs: ask for the loaders again after so many epochs; 0: never.
-        profiler: a Profiler, or None.
+        profiler: "simple", "advanced", "pytorch", a Profiler, or None.
         detect_anomaly: torch's anomaly detection while training: names the operation behind a NaN gradient. Slow.
         barebones: everything off that costs time, also self.log: for measuring the bare loop.
-        enable_progress_bar: on rank 0.
+        enable_progress_bar: on rank 0. enable_model_summary: a table of the layers, on rank 0, when a fit begins.
         enable_autolog_hparams: give the hyper-parameters to the loggers when a call begins.
         model_registry: not supported.
         default_root_dir: where files go; default: the current folder.
@@ -118,6 +118,7 @@ class Trainer:
         num_sanity_val_steps: int | None = None,
         log_every_n_steps: int | None = None,
         enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         accumulate_grad_batches: int = 1,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
@@ -125,7 +126,7 @@ class Trainer:
         benchmark: bool | None = None,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
-        profiler: Profiler | None = None,
+        profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
@@ -160,7 +161,7 @@ class Trainer:
         self.strategy.environment = environment
         self.precision_plugin = precision if isinstance(precision, Precision) else Precision()
         self._set_algorithms(deterministic, benchmark)
-        self.profiler = profiler or Profiler()
+        self.profiler = profiler_of(profiler)
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
 
         endless = max_steps != -1 or max_time is not None
@@ -198,10 +199,14 @@ class Trainer:
             self._only_try_out(int(fast_dev_run))
         self.has_loggers = bool(self.loggers)
         self.callbacks: list[Callback] = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
-        _check_callbacks(self.callbacks)
+        conflicts.check(self.callbacks)
+        conflicts.check_flags(self.callbacks, enable_progress_bar, enable_model_summary)
         bar = enable_progress_bar is not False
         if bar and self.is_global_zero and not any(isinstance(c, ProgressBar) for c in self.callbacks):
             self.callbacks.append(ProgressBar())
+        summary = enable_model_summary is not False and not barebones
+        if summary and self.is_global_zero and not any(isinstance(c, ModelSummary) for c in self.callbacks):
+            self.callbacks.append(ModelSummary())
         keeping: list[Callback] = list(self.checkpoint_callbacks)
         if keeping and enable_checkpointing is False:
             raise ConfigurationError(
@@ -373,7 +378,12 @@ class Trainer:
         """
         _check_weights_only(weights_only)
         outputs: list[list[Any]] = self._evaluate(
-            "predict", model, dataloaders, datamodule, ckpt_path, keep=return_predictions is not False
+            "predict",
+            model,
+            dataloaders,
+            datamodule,
+            ckpt_path,
+            keep=return_predictions is not False or any(callback.needs_predictions for callback in self.callbacks),
         )
         if not return_predictions:
             return None
@@ -433,6 +443,8 @@ class Trainer:
         if datamodule is not None:
             datamodule.trainer = self
         self._take_callbacks_of(model)
+        for callback in self.callbacks:
+            callback.log, callback.log_dict = model.log, model.log_dict
         self._agree_on_loggers(begun)
         hooks = Hooks(self, model, self.callbacks, datamodule)
         self.state, self.logs.mode = kind, False
@@ -496,8 +508,8 @@ class Trainer:
         found = model.configure_callbacks()
         own = [found] if isinstance(found, Callback) else list(found)
         if own:
-            _check_callbacks(own)
             self.callbacks = [c for c in self.callbacks if type(c) not in {type(mine) for mine in own}] + own
+            conflicts.check(self.callbacks)
 
     def _recorded(self, kind: State, model: LightningModule, begun: Begun) -> Any:
         """What a call that was completed before has left: metrics, and of a fit the final weights."""
@@ -696,6 +708,12 @@ class Trainer:
         return self.validating or self.testing
 
     @property
+    def is_log_step(self) -> bool:
+        """Do the loggers get the values of the optimizer step that is under way?"""
+        every = self.log_every_n_steps
+        return bool(every) and (self.batches_that_stepped + 1) % every == 0
+
+    @property
     def is_last_batch(self) -> bool:
         """Is the present training batch the epoch's last?"""
         return self._fit is not None and self._fit.last_batch
@@ -762,18 +780,6 @@ def _loggers(logger: Logger | Iterable[Logger] | bool, root: Path) -> list[Logge
     if logger is False:
         return []
     return [logger] if isinstance(logger, Logger) else list(logger)
-
-
-def _check_callbacks(callbacks: list[Callback]) -> None:
-    for callback in callbacks:
-        if not isinstance(callback, Callback):
-            raise ConfigurationError(
-                f"callbacks has a {type(callback).__name__}: every one has to be an everstep Callback"
-            )
-    keys = [callback.state_key for callback in callbacks if callback.state_dict()]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise ConfigurationError(f"two callbacks save their state as {key!r}: override state_key in one of them")
 
 
 def _datamodule_or(loaders: Any, datamodule: LightningDataModule | None) -> tuple[Any, LightningDataModule | None]:

@@ -1,0 +1,51 @@
+"""Callbacks that do not go together, by name."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from everstep.callbacks.base import Callback
+from everstep.callbacks.model_summary import ModelSummary
+from everstep.callbacks.progress import ProgressBar
+from everstep.errors import ConfigurationError
+
+
+def check(callbacks: Sequence[Any]) -> None:
+    """
+    Raises:
+        ConfigurationError: one is no callback, two would be in each other's way, or share a name in checkpoints.
+    """
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise ConfigurationError(
+                f"callbacks has a {type(callback).__name__}: every one has to be an everstep Callback"
+            )
+    for kind, what in ((ProgressBar, "draw progress"), (ModelSummary, "print the model's summary")):
+        several = [type(callback).__name__ for callback in callbacks if isinstance(callback, kind)]
+        if len(several) > 1:
+            raise ConfigurationError(f"{' and '.join(several)} both {what}: take one of them away")
+    for callback in callbacks:
+        for other in callbacks:
+            if other is not callback and isinstance(other, tuple(callback.not_with)):
+                raise ConfigurationError(
+                    f"{type(callback).__name__} and {type(other).__name__} do not go together, both change the weights "
+                    "that are kept: take one of them away"
+                )
+    keys = [callback.state_key for callback in callbacks if callback.state_dict()]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ConfigurationError(f"two callbacks save their state as {key!r}: override state_key in one of them")
+
+
+def check_flags(callbacks: Sequence[Callback], bar: bool | None, summary: bool | None) -> None:
+    """
+    Raises:
+        ConfigurationError: a flag turns off what a callback is there for.
+    """
+    for kind, flag, value in (
+        (ProgressBar, "enable_progress_bar", bar), (ModelSummary, "enable_model_summary", summary),
+    ):  # fmt: skip
+        given = next((callback for callback in callbacks if isinstance(callback, kind)), None)
+        if value is False and given is not None:
+            raise ConfigurationError(
+                f"{flag}=False, but {type(given).__name__} is among the callbacks: take one of them away"
+            )
