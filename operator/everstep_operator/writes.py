@@ -9,6 +9,8 @@ EVERY_SECONDS = 30.0
 #: Of all runs together.
 WRITES_PER_SECOND = 20.0
 
+#: With more runs than this in mind, those are forgotten whose turn has come anyway.
+_REMEMBERED = 10_000
 _PROGRESS = ("progress", "goodput", "last_checkpoint")
 
 
@@ -24,6 +26,9 @@ class ProgressWrites:
 
     def can_wait(self, uid: str, old: Status, new: Status) -> bool:
         """Whether the new status tells only of progress, and that was told a moment ago."""
+        if len(self._last) > _REMEMBERED:
+            recent = self._clock() - EVERY_SECONDS
+            self._last = {run: written for run, written in self._last.items() if written > recent}
         changed = {name: getattr(new, name) for name in _PROGRESS}
         if old.model_copy(update=changed) != new:
             self._last[uid] = self._clock()
@@ -35,9 +40,6 @@ class ProgressWrites:
             return True
         self._last[uid] = self._clock()
         return False
-
-    def forget(self, uid: str) -> None:
-        self._last.pop(uid, None)
 
     def _take(self) -> bool:
         now = self._clock()
