@@ -16,7 +16,7 @@ from everstep_operator.cluster.state import free_ports
 from everstep_protocol import labels
 from tests.emulated import EmulatedCluster
 from tests.emulated.api import Object
-from tests.operator.world import manifest
+from tests.operator_process.world import manifest
 
 pytestmark = pytest.mark.serial
 

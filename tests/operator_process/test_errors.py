@@ -8,7 +8,7 @@ import pytest
 from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
 from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, NotFound, Refused, Unavailable
 from tests.emulated.api import Status
-from tests.operator.world import FORBIDDEN, QUOTA, World, until
+from tests.operator_process.world import FORBIDDEN, QUOTA, World, until
 
 PODS = "/api/v1/namespaces/team/pods"
 

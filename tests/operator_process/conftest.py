@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator.world import World
+from tests.operator_process.world import World
 
 
 @pytest.fixture

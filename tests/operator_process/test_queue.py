@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from everstep_operator.queue import KeyedQueue
-from tests.operator.virtual_time import run
+from tests.operator_process.virtual_time import run
 
 
 class Desk:

@@ -10,7 +10,7 @@ from everstep_operator.cluster.kubernetes import Lease
 from everstep_operator.cluster.kubernetes.lease import DEADLINE_SECONDS, DURATION_SECONDS
 from everstep_operator.cluster.port import Unavailable
 from tests.emulated.api import Status
-from tests.operator.world import World, until
+from tests.operator_process.world import World, until
 
 
 @pytest.fixture(autouse=True)

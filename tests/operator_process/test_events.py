@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from everstep_operator.cluster.kubernetes.events import SAME_SECONDS, Events
 from everstep_operator.plan.model import Event
 from tests.emulated.api import Status
-from tests.operator.world import World, until
+from tests.operator_process.world import World, until
 
 STARTED = Event("Normal", "Started", "the pods run")
 FAILED = Event("Warning", "RankFailed", "rank 1 died")
