@@ -57,6 +57,9 @@ def pod(state: dict[str, Any] | None, phase: str = "Running", **status: Any) -> 
 def test_a_sidecar_that_never_ends_keeps_nothing_from_succeeding() -> None:
     done = pod(ended(0, "Completed"))
     assert (done.phase, done.exit_code, done.failure) == ("Succeeded", 0, None)
+    assert done.sidecars_run
+    assert not pod(ended(0, "Completed"), phase="Succeeded").sidecars_run
+    assert not pod(RUNNING).sidecars_run
 
 
 def test_a_sidecar_that_dies_is_no_failure() -> None:
@@ -83,7 +86,10 @@ def test_a_command_that_is_not_there() -> None:
 
 
 def test_words_that_nobody_understands_are_none() -> None:
-    assert pod(ended(137, message="Killed\n")).failure is None
+    killed = pod(ended(137, message="loading\n\nstep 7\n"))
+    assert killed.failure is None
+    assert killed.last_lines == ("loading", "step 7"), "the kubelet gives the end of the log instead"
+    assert pod(ended(137, message='{"reason": "Kil')).last_lines == ()
 
 
 @pytest.mark.parametrize(

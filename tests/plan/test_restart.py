@@ -69,9 +69,11 @@ def test_report_and_then_a_pod_without_last_words_are_one_failure() -> None:
 
 
 def test_pod_without_last_words_says_what_is_known() -> None:
-    (attempt,) = plan(running(), [pod(None), pod(0), dead(1, exit_code=137)], report()).status.attempts
+    killed = dead(1, exit_code=137, last_lines=("loading", "step 7"))
+    (attempt,) = plan(running(), [pod(None), pod(0), killed], report()).status.attempts
     assert (attempt.reason, attempt.signal, attempt.node) == ("Killed", 9, 1)
     assert "run-1-1" in attempt.message
+    assert (attempt.rank, attempt.last_lines) == (1, ("loading", "step 7"))
 
 
 def test_last_lines_are_those_of_the_rank_and_the_end_of_its_traceback() -> None:
@@ -211,3 +213,8 @@ def test_restart_goes_on_to_running() -> None:
     assert (run.status.phase, run.status.reason) == ("Restarting", "Killed")
     run = then(run, plan(run, all_pods(), report(RunState.RUNNING, 2, failures=(failure(1),), progress=progress(9))))
     assert (run.status.phase, run.status.reason, run.status.generation) == ("Running", "Training", 2)
+
+
+def test_rank_of_a_pod_with_several_is_not_guessed() -> None:
+    (attempt,) = plan(running(numProcPerNode=2), [pod(None), pod(0), dead(1)], report()).status.attempts
+    assert (attempt.node, attempt.rank) == (1, None)

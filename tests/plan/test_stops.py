@@ -1,5 +1,7 @@
 """Suspend, deadline, interrupt, and the end."""
 
+from dataclasses import replace
+
 import pytest
 
 from everstep_operator.plan.model import DeleteRun, Plan
@@ -243,6 +245,13 @@ def test_clean_pod_policy(policy: str, gone: set[str]) -> None:
     left = plan(over, [pod(None), done(0), pod(1)], report(RunState.SUCCEEDED), 60)
     assert set(deleted(left)) == gone
     assert (left.wake_after is None) == (policy == "None")
+
+
+def test_sidecars_that_never_end_are_no_reason_to_keep_a_pod() -> None:
+    over = then(running(), plan(running(), all_pods(), report(RunState.SUCCEEDED)))
+    left = plan(over, [replace(done(0), sidecars_run=True), done(1)], None, 60)
+    assert deleted(left) == ["run-0-1"]
+    assert plan(over, [done(0), done(1)], None, 60).actions == ()
 
 
 def test_time_to_live_ends_with_the_object() -> None:

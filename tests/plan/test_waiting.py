@@ -46,6 +46,11 @@ def test_pending_says_why_in_one_word_and_in_the_words_of_the_cluster(word: str,
     assert (condition.status, condition.reason, condition.message) == ("False", reason, status.message)
 
 
+def test_word_that_the_message_begins_with_is_said_once() -> None:
+    status = plan(begun(), waiting_pod("ErrImagePull", "ErrImagePull: not found"), WAITS).status
+    assert status.message == "1 of 2 nodes run; run-1-1: ErrImagePull: not found"
+
+
 def test_node_that_is_not_ready_is_named() -> None:
     pods = [pod(None), pod(0), pod(1, phase="Pending", machine="gpu-7", machine_lost_since=at(0))]
     status = plan(begun(), pods, WAITS, 5).status

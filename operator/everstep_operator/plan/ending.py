@@ -112,7 +112,7 @@ def _unwanted(run: TrainingRun, observed: Observed) -> list[Pod]:
         case "None":
             return []
         case "Running":
-            return [pod for pod in observed.pods if not pod.finished]
+            return [pod for pod in observed.pods if not pod.finished or pod.sidecars_run]
         case _:
             return list(observed.pods)
 

@@ -41,6 +41,8 @@ class Pod:
     message: str = ""  # why it is Pending, in the cluster's words
     disrupted: bool = False  # evicted, preempted, drained: not counted as a restart
     run_uid: str = ""
+    sidecars_run: bool = False  # its main container has ended, and others have not
+    last_lines: tuple[str, ...] = ()  # the end of its log, where it left no last words and the cluster tells
     # Why it waits, as one word of the cluster: the reason of its PodScheduled condition (Unschedulable), else that of
     # the first container that waits (ErrImagePull, CreateContainerConfigError), else its latest event's (FailedMount).
     waiting_reason: str = ""

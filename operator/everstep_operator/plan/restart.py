@@ -98,6 +98,7 @@ def _last_words(pod: Pod) -> Failure:
         node=_node(pod),
         exit_code=pod.exit_code,
         signal=pod.exit_code - 128 if killed and pod.exit_code is not None else None,
+        last_lines=pod.last_lines,
     )
 
 
@@ -106,7 +107,7 @@ def _node(pod: Pod) -> int:
 
 
 def _attempt(run: TrainingRun, failure: Failure, observed: Observed, now: datetime) -> Attempt:
-    ranks = run.spec.num_proc_per_node
+    ranks = run.spec.ranks_per_node
     if failure.rank < 0 <= failure.node and ranks == 1 and run.spec.min_nodes == run.spec.num_nodes:
         failure = replace(failure, rank=failure.node)  # the only one on that node
     told = failure.traceback.splitlines()  # the launcher prints it below what the rank printed

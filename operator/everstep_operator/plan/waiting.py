@@ -49,7 +49,8 @@ def of_pod(pod: Pod) -> Waiting | None:
     if pod.machine_lost_since is not None:
         since = f"{pod.machine_lost_since:%H:%M:%S} UTC"
         return Waiting(NODE_NOT_READY, f"{pod.name}: its node {pod.machine} has not been Ready since {since}")
-    words = ": ".join(filter(None, (pod.waiting_reason, pod.message)))
+    told = pod.message.startswith(pod.waiting_reason)
+    words = pod.message if told else ": ".join(filter(None, (pod.waiting_reason, pod.message)))
     return Waiting(_classify(pod.waiting_reason, pod.message), f"{pod.name}: {words}" if words else "")
 
 

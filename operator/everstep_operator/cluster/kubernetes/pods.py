@@ -11,7 +11,7 @@ from everstep_operator.cluster.port import RunKey
 from everstep_operator.cluster.render import MAIN_CONTAINER
 from everstep_operator.plan.model import Pod
 from everstep_protocol import codec, labels
-from everstep_protocol.reasons import Failure, Reason
+from everstep_protocol.reasons import LAST_LINES, LINE_LIMIT, Failure, Reason
 
 #: status.reason of pods that the cluster took away or would not start, for reasons of its own.
 _CLUSTERS_OWN = frozenset(
@@ -55,6 +55,8 @@ def seen(item: dict[str, Any]) -> Seen:
         message=message,
         disrupted=_is_disrupted(status),
         run_uid=marks.get(labels.RUN_UID, ""),
+        sidecars_run=ended is not None and status.get("phase") == "Running",
+        last_lines=_last_lines(ended) if ended else (),
         waiting_reason=reason,
         gone_by=None if deleted is None else time(deleted),
         machine=spec.get("nodeName") or "",
@@ -140,6 +142,14 @@ def _failure(ended: dict[str, Any]) -> Failure | None:
         absent = "not found" in message or "no such file" in message
         return Failure(Reason.COMMAND_NOT_FOUND if absent else Reason.UNKNOWN, message, exit_code=ended["exitCode"])
     return None
+
+
+def _last_lines(ended: dict[str, Any]) -> tuple[str, ...]:
+    """The end of its log: what the kubelet puts in the place of last words that were never spoken."""
+    message = ended.get("message") or ""
+    if ended["exitCode"] == 0 or message.startswith("{"):
+        return ()
+    return tuple(line[:LINE_LIMIT] for line in message.splitlines() if line.strip())[-LAST_LINES:]
 
 
 def _is_disrupted(status: dict[str, Any]) -> bool:
