@@ -104,8 +104,9 @@ class Strategy:
         """Inside, gradients stay on their rank."""
         return nullcontext()
 
-    def before_manual_backward(self, loss: Tensor) -> None:
-        """A module with manual optimisation is about to differentiate the loss: its gradients are to be shared."""
+    def share_gradients(self, module: nn.Module) -> None:
+        """Average the gradients that there are over the ranks, of parameters that require one. For steps that have
+        several backwards, or backwards of a part of the module: `wrap` cannot know when they are complete."""
 
     def align_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (running statistics) of rank 0, so that evaluation is the same everywhere."""

@@ -71,13 +71,15 @@ class DDPStrategy(Strategy):
         finally:
             self._quiet = before
 
-    def before_manual_backward(self, loss: Tensor) -> None:
-        # DDP prepares for one backward in its forward. With several, of parts of the model, each is prepared for here,
-        # and told by its loss which parameters will get no gradient.
-        if self._ddp is not None:
-            self._ddp.require_backward_grad_sync = not self._quiet
-            if not self._quiet:
-                self._ddp.reducer.prepare_for_backward([loss])
+    def share_gradients(self, module: nn.Module) -> None:
+        gradients = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
+        if self.world_size == 1 or self._quiet or not gradients:
+            return
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.world_size
+        parts = flat.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def align_buffers(self, module: nn.Module) -> None:
         if self.world_size > 1:

@@ -121,15 +121,16 @@ class Fit:
         trainer, logs, source, run_batch = self.trainer, self.logs, self.source, self.optimization.run
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
-        synchronise, shared = self.strategy.synchronise_gradients, self.module.automatic_optimization
+        synchronise, shared = self.strategy.synchronise_gradients, True
+        in_backward = self.module.automatic_optimization and len(trainer.optimizers) == 1  # gradients are shared
         boundary = self._boundary if self.run_.listens or trainer.checkpoint_callbacks else None
         by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
         log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation
         index = self.source.rounds_of(self.position)  # as the world in which the run began counts
         opens = True
-        if not shared:
-            synchronise(False)  # manual_backward does
+        if not in_backward:
+            synchronise(False)
 
         for micro, batch in batches:
             if transfer is not None:
@@ -141,7 +142,7 @@ class Fit:
                     return index
             closes, last = micro.closes_step, micro.closes_epoch
             self.last_batch = last
-            if shared is not closes and self.module.automatic_optimization:
+            if shared is not closes and in_backward:
                 shared = closes
                 synchronise(shared)
 

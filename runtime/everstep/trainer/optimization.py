@@ -49,7 +49,8 @@ class Automatic:
         self._by_closure = [self._custom_step or _wants_closure(optimizer) for _, optimizer in self.optimizers]
         self._parameters = [parameters_of(optimizer) for _, optimizer in self.optimizers]
         self._alone = len(self.optimizers) == 1 and not self._by_closure[0]
-        self._unready = bool(self._unscale or self._before_step or self._clip)
+        self._strategy = trainer.strategy
+        self._unready = bool(self._unscale or self._before_step or self._clip) or len(self.optimizers) > 1
         self._warned = False
         self.loss: tuple[Tensor, float] | None = None  # the latest, and by what it was multiplied
 
@@ -137,6 +138,8 @@ class Automatic:
 
     def _ready(self, optimizer: Optimizer) -> None:
         """The window's gradients are complete."""
+        if len(self.optimizers) > 1:
+            self._strategy.share_gradients(self.module)
         if self._unscale is not None:
             self._unscale(optimizer)
         for listener in self._before_step:
@@ -190,7 +193,7 @@ class Manual:
                     "it in training_step (self.clip_gradients(optimizer, …); step every n batches)"
                 )
         self.step = step
-        self._strategy, precision = trainer.strategy, trainer.precision_plugin
+        self._strategy, self._module, precision = trainer.strategy, module, trainer.precision_plugin
         self.loss: tuple[Tensor, float] | None = None
         self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
         backward = partial(_by_module, module, precision) if overridden(module, "backward") else precision.backward
@@ -224,8 +227,8 @@ class Manual:
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         for listener in self._before_backward:
             listener(loss)
-        self._strategy.before_manual_backward(loss)
         self._backward(loss, *args, **kwargs)
+        self._strategy.share_gradients(self._module)
         for listener in self._after_backward:
             listener()
         self.loss = loss.detach(), 1.0
