@@ -15,7 +15,9 @@ NAMESPACE = "EVERSTEP_OPERATOR_NAMESPACE"
 POD = "EVERSTEP_OPERATOR_POD"
 OPERATOR_IMAGE = "EVERSTEP_OPERATOR_IMAGE"
 RUNTIME_IMAGE = "EVERSTEP_RUNTIME_IMAGE"
+PULL_POLICY = "EVERSTEP_IMAGE_PULL_POLICY"
 PULL_SECRETS = "EVERSTEP_IMAGE_PULL_SECRETS"
+MONITORING_NAMESPACES = "EVERSTEP_MONITORING_NAMESPACES"
 TOKEN_KEY_FILE = "EVERSTEP_TOKEN_KEY_FILE"
 
 
@@ -60,11 +62,17 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] = os.env
         render=RenderSettings(
             operator_image=images["--operator-image"],
             runtime_image=images["--runtime-image"],
-            image_pull_secrets=tuple(filter(None, environ.get(PULL_SECRETS, "").split(","))),
+            image_pull_policy=environ.get(PULL_POLICY) or None,
+            image_pull_secrets=_names(environ.get(PULL_SECRETS)),
             operator_namespace=own_namespace,
+            monitoring_namespaces=_names(environ.get(MONITORING_NAMESPACES)),
         ),
         lease_name=environ.get(NAME, "everstep"),
         lease_namespace=own_namespace or (args.namespace[0] if args.namespace else "default"),
         holder=f"{environ.get(POD) or socket.gethostname()}-{uuid.uuid4().hex[:8]}",
         port=args.port,
     )
+
+
+def _names(joined: str | None) -> tuple[str, ...]:
+    return tuple(filter(None, (joined or "").split(",")))
