@@ -12,11 +12,8 @@ from everstep_operator.api.trainingrun import ExcludedNode, Phase, Status, Train
 from everstep_operator.plan.model import DeletePod, Observed, Pod
 from everstep_operator.plan.pods import workers
 from everstep_protocol import labels
-from everstep_protocol.messages import SYNC_SECONDS
 from everstep_protocol.reasons import Reason
 
-#: A launcher whose last word is younger is alive, whatever its node says.
-VOUCHED_SECONDS = 4 * SYNC_SECONDS
 #: A launcher that the coordinator has lost has nothing to save: its generation is over.
 SILENT_GRACE_SECONDS = 1.0
 _MOST_EXCLUDED = 100
@@ -75,9 +72,12 @@ def _limit(run: TrainingRun, pod: Pod) -> datetime | None:
 
 
 def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
-    """Its launcher talks to the coordinator: only the node's kubelet is away, and training goes on."""
+    """The coordinator hears its launcher: only the node's kubelet is away, and training goes on.
+
+    One that was cut off has ended its ranks by the time that the coordinator gives it up.
+    """
     members = observed.report.members if observed.report is not None else ()
-    return any(m.pod == pod.name and m.seconds_silent < VOUCHED_SECONDS for m in members)
+    return any(member.pod == pod.name for member in members)
 
 
 def _is_silent(status: Status, observed: Observed, pod: Pod) -> bool:

@@ -88,6 +88,7 @@ class Agent:
         self._next_offer = 0.0
         self._unanswered = 0
         self._silent_since: float | None = None
+        self._heard = time.monotonic()  # the last answer
         self._idle_since = time.monotonic()  # since when no worker runs
         self._complained = False
 
@@ -175,6 +176,7 @@ class Agent:
             if self._complained:
                 say(f"the coordinator {self.coordinator.url} answers again")
             self._silent_since, self._unanswered, self._complained, self._next_offer = None, 0, False, 0.0
+            self._heard = time.monotonic()
             self._urgent |= answer.want_memory and not (self.directive and self.directive.want_memory)
             self.memory = answer.memory or self.memory
             if answer.print_failure is not None:
@@ -370,7 +372,7 @@ class Agent:
         if self.workers is Workers.RUNNING:
             if self.stop is not None and now - self._silent_since > 1.0:
                 self._agree_alone()
-            elif self._is_cut_off(self._silent_since, now):
+            elif self._is_cut_off(now):
                 say("cut off from the coordinator and from the other nodes: ending the workers")
                 self._clear()
             return
@@ -384,11 +386,11 @@ class Agent:
                 waited = f"{self.settings.give_up_seconds:.0f} s"
                 self._fail(Reason.NODE_LOST, f"no answer from the coordinator {self.coordinator.url} for {waited}")
 
-    def _is_cut_off(self, silent_since: float, now: float) -> bool:
+    def _is_cut_off(self, now: float) -> bool:
         group = self.group
         if group is None or group.round.nodes == 1 or group.busy:  # alone it waits for nobody
             return False
-        return self._standstill.is_cut_off(silent_since, now)
+        return self._standstill.is_cut_off(self._heard, now)
 
     def _agree_alone(self) -> None:
         """The coordinator is gone and we are to stop: on a single node nobody else has to agree."""

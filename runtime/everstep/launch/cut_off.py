@@ -5,11 +5,11 @@ a dead network, behind which a replacement may run already. Its ranks can: they 
 still for much longer than they ever did, with no coordinator to be heard, they are of no use to anybody.
 """
 
-from everstep_protocol.messages import RankState
+from everstep_protocol.messages import LOST_SECONDS, RankState
 
-#: Ranks that stand still for less are never ended. A coordinator gives a silent node up after 10 s, and its pod is
-#: replaced no sooner than 10 s later.
-CUT_OFF_SECONDS = 12.0
+#: Ranks that stand still for less are never ended. A launcher lets go before the coordinator gives it up, and long
+#: before its pod is replaced.
+CUT_OFF_SECONDS = LOST_SECONDS - 2.0
 #: Nor those that stand still for less than so many times their longest step.
 SLOWEST_STEPS = 3.0
 
@@ -29,7 +29,7 @@ class Standstill:
             self._longest = max(self._longest, now - self._since)
         self._ranks, self._since = ranks, now
 
-    def is_cut_off(self, silent_since: float, now: float) -> bool:
-        """`silent_since`: when the coordinator was heard last."""
+    def is_cut_off(self, heard: float, now: float) -> bool:
+        """`heard`: when the coordinator last answered."""
         limit = max(CUT_OFF_SECONDS, SLOWEST_STEPS * self._longest)
-        return now - max(silent_since, self._since) > limit
+        return now - max(heard, self._since) > limit
