@@ -96,7 +96,7 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     cluster.close()
 
 
-def wait(question: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+def wait(question: Callable[[], Any], what: str, seconds: float = 100) -> Any:
     deadline = time.monotonic() + seconds
     while not (answer := question()):
         assert time.monotonic() < deadline, what
