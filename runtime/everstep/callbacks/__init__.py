@@ -1,8 +1,11 @@
 """What listens to the loop. `Callback` has every hook as a no-op; the hooks are listed in trainer/hooks.py."""
 
 from everstep.callbacks.base import Callback
+from everstep.callbacks.device_stats_monitor import DeviceStatsMonitor
 from everstep.callbacks.early_stopping import EarlyStopping
+from everstep.callbacks.finetuning import BackboneFinetuning, BaseFinetuning
 from everstep.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from everstep.callbacks.gradient_norm_monitor import GradientNormMonitor
 from everstep.callbacks.lambda_callback import LambdaCallback
 from everstep.callbacks.learning_rate_monitor import LearningRateMonitor
 from everstep.callbacks.model_checkpoint import Checkpoint, ModelCheckpoint
@@ -12,15 +15,24 @@ from everstep.callbacks.prediction_writer import BasePredictionWriter
 from everstep.callbacks.progress import ProgressBar
 from everstep.callbacks.rich_model_summary import RichModelSummary
 from everstep.callbacks.rich_progress_bar import RichProgressBar
+from everstep.callbacks.spike_detection import SpikeDetection
+from everstep.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
+from everstep.callbacks.throughput_monitor import ThroughputMonitor
 from everstep.callbacks.timer import Timer
 from everstep.callbacks.tqdm_progress_bar import TQDMProgressBar
+from everstep.callbacks.weight_averaging import EMAWeightAveraging, WeightAveraging
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
     "BasePredictionWriter",
     "Callback",
     "Checkpoint",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
     "GradientAccumulationScheduler",
+    "GradientNormMonitor",
     "LambdaCallback",
     "LearningRateMonitor",
     "ModelCheckpoint",
@@ -29,6 +41,10 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
+    "WeightAveraging",
 ]

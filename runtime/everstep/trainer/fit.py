@@ -270,6 +270,12 @@ class Fit:
         batches = self.source.epoch(self.trainer.current_epoch, self.position, state)
         return self.trainer.profiler.timed_iterator("train_dataloader_next", batches)
 
+    def each_batch(self, step: Callable[..., Any]) -> None:
+        """One more pass over the training data, outside of all steps."""
+        step, transfer = with_index(step), self.transfer
+        for index, (_, batch) in enumerate(self.source.epoch(self.trainer.current_epoch, 0)):
+            step(batch if transfer is None else transfer(batch, 0), index)
+
     def _reload(self) -> None:
         """What may change from one epoch to the next: the loader, and how many batches make a step."""
         trainer, every = self.trainer, self.trainer.reload_dataloaders_every_n_epochs
@@ -283,14 +289,8 @@ class Fit:
     # Parts of a step.
 
     def _bind_step(self) -> Callable[..., Any]:
-        trainer, function = self.trainer, self.module.training_step
-        if positional(function) < 2:
-            only_batch = function
-
-            def function(batch: Any, index: int) -> Any:
-                return only_batch(batch)
-
-        step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(function))
+        trainer = self.trainer
+        step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(with_index(self.module.training_step)))
         return trainer.profiler.timed("training_step", step)
 
     def _step_schedulers(self, interval: str, count: int, *, plateau: bool) -> None:
@@ -374,3 +374,8 @@ class Fit:
         self.validation.run()
         self.run_.stage(Stage.TRAINING)
         self.logs.mode = True
+
+
+def with_index(step: Callable[..., Any]) -> Callable[..., Any]:
+    """training_step as (batch, batch_idx) -> anything, also if it only takes the batch."""
+    return step if positional(step) > 1 else lambda batch, index: step(batch)

@@ -528,6 +528,16 @@ class Trainer:
             load_module(self, self.keeper.left)
         return None
 
+    def each_training_batch(self, step: Callable[..., Any]) -> None:
+        """In a fit: call (batch, batch_idx) -> anything for each of this rank's training batches once more, as on the
+        way to training_step. Nothing is trained; what `step` logs is dropped."""
+        assert self._fit is not None
+        logs, self.logs = self.logs, Silent(self.strategy, [])
+        try:
+            self._fit.each_batch(step)
+        finally:
+            self.logs = logs
+
     def _print_metrics(self, kind: str, metrics: list[dict[str, float]]) -> None:
         for number, values in enumerate(metrics):
             which = f", dataloader {number}" if len(metrics) > 1 else ""

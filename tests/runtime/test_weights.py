@@ -1,0 +1,196 @@
+"""Callbacks that change or average weights: the numbers, and that a resume is exact."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import everstep as L
+from everstep.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    EMAWeightAveraging,
+    StochasticWeightAveraging,
+    WeightAveraging,
+)
+from everstep.errors import ConfigurationError
+from tests.runtime.build import Memory, Net, Validated, loader, trainer
+
+
+class Weights(L.Callback):
+    """Notes the weight after each optimizer step."""
+
+    def __init__(self) -> None:
+        self.each: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.each.append(pl_module.layer.weight.detach().clone())
+
+
+def resumes_exactly(folder: Path, callback: Any, module: Any, epochs: int = 4, **more: Any) -> Any:
+    """Fit whole, and from each of its checkpoints: equal bits. Returns the whole one's module."""
+    kept = Memory(every_steps=4)
+    torch.manual_seed(1)
+    trainer(folder, kept, max_epochs=epochs, callbacks=[callback()], **more).fit(whole := module(), loader(), loader())
+    for count in range(1, len(kept.saved)):
+        torch.manual_seed(count)
+        again = module()
+        resumed = trainer(folder, kept.forget_after(count), max_epochs=epochs, callbacks=[callback()], **more)
+        resumed.fit(again, loader(), loader())
+        for name, value in whole.state_dict().items():
+            assert torch.equal(again.state_dict()[name], value), (count, name)
+    return whole
+
+
+def test_weight_averaging_leaves_the_mean(tmp_path: Path) -> None:
+    weights, net = Weights(), Net()
+    trainer(tmp_path, callbacks=[weights, WeightAveraging()]).fit(net, loader())
+    assert torch.allclose(net.layer.weight, torch.stack(weights.each).mean(0), atol=1e-6)
+
+
+def test_ema_every_few_steps_from_a_step_on(tmp_path: Path) -> None:
+    weights, net = Weights(), Net()
+    ema = EMAWeightAveraging(decay=0.5, update_every_n_steps=2, update_starting_at_step=3)
+    trainer(tmp_path, callbacks=[weights, ema]).fit(net, loader())
+    average = weights.each[4]
+    for step in (6, 8, 10):
+        average = average.lerp(weights.each[step], 0.5)
+    assert torch.allclose(net.layer.weight, average, atol=1e-6)
+    assert ema.n_averaged == 4
+
+
+def test_validation_sees_the_average_and_training_goes_on_with_its_own(tmp_path: Path) -> None:
+    seen: list[torch.Tensor] = []
+
+    class Looks(Validated):
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            if not self.trainer.sanity_checking and batch_idx == 0:
+                seen.append(self.layer.weight.detach().clone())
+
+    weights, net = Weights(), Looks()
+    trainer(tmp_path, callbacks=[weights, WeightAveraging()]).fit(net, loader(), loader())
+    plain_weights, plain = Weights(), Net()
+    plain.load_state_dict(net.state_dict())
+    assert torch.allclose(seen[0], torch.stack(weights.each[:6]).mean(0), atol=1e-6)
+    assert torch.allclose(seen[1], torch.stack(weights.each).mean(0), atol=1e-6)
+    assert not torch.equal(weights.each[5], seen[0])
+    assert plain_weights.each == []
+
+
+@pytest.mark.parametrize(
+    "callback", [WeightAveraging, lambda: EMAWeightAveraging(decay=0.8, update_starting_at_epoch=1)]
+)
+def test_averaging_resumes_exactly_and_checkpoints_hold_the_average(tmp_path: Path, callback: Any) -> None:
+    whole = resumes_exactly(tmp_path, callback, Validated)
+    runner = trainer(tmp_path, max_epochs=2, callbacks=[callback()], enable_checkpointing=True)
+    runner.fit(net := Validated(), loader(), loader())
+    path = runner.best_model_path
+    assert torch.equal(Validated.load_from_checkpoint(path).layer.weight, net.layer.weight)
+    assert whole is not net
+
+
+class Normed(Validated):
+    """With batch normalisation, a scheduler and more than one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer: Any = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)]
+
+
+def swa(**more: Any) -> StochasticWeightAveraging:
+    return StochasticWeightAveraging(**{"swa_lrs": 0.01, "swa_epoch_start": 0.5, "annealing_epochs": 1, **more})
+
+
+def test_stochastic_weight_averaging(tmp_path: Path) -> None:
+    rates: list[float] = []
+    ends: list[torch.Tensor] = []
+
+    class Notes(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+            ends.append(pl_module.layer[0].weight.detach().clone())
+
+    net = Normed()
+    trainer(tmp_path, max_epochs=5, callbacks=[Notes(), swa()]).fit(net, loader(), loader())
+    assert rates == pytest.approx([0.05, 0.025, 0.01, 0.01, 0.01]), "those of the next epoch: schedulers have stepped"
+    assert torch.allclose(net.layer[0].weight, torch.stack(ends[2:]).mean(0), atol=1e-6)
+    x = torch.cat([batch[0] for batch in loader()])
+    hidden = net.layer[0](x)
+    norm = net.layer[1]
+    assert torch.allclose(norm.running_mean, hidden.mean(0), atol=1e-5), "the statistics are of the averaged weights"
+    assert norm.momentum == 0.1
+
+
+def test_stochastic_weight_averaging_resumes_exactly(tmp_path: Path) -> None:
+    resumes_exactly(tmp_path, swa, Normed, epochs=5)
+
+
+def test_stochastic_weight_averaging_mistakes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"swa_epoch_start=1\.5"):
+        swa(swa_epoch_start=1.5)
+    with pytest.raises(ConfigurationError, match="swa_lrs=-1"):
+        swa(swa_lrs=-1)
+    with pytest.raises(ConfigurationError, match="a part of max_epochs, which is not given"):
+        trainer(tmp_path, max_epochs=-1, max_steps=3, callbacks=[swa()]).fit(Net(), loader())
+    with pytest.raises(ConfigurationError, match="StochasticWeightAveraging and EMAWeightAveraging do not go together"):
+        trainer(tmp_path, callbacks=[swa(), EMAWeightAveraging()])
+
+
+class Backboned(Validated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        self.head = nn.Linear(4, 1)
+
+    def loss(self, batch: Any) -> Any:
+        return nn.functional.mse_loss(self.head(self.backbone(batch[0])), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1.0)]
+
+
+def test_backbone_finetuning(tmp_path: Path) -> None:
+    rates: list[list[float]] = []
+    weights: list[torch.Tensor] = []
+
+    class Notes(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+            weights.append(pl_module.backbone[0].weight.detach().clone())
+
+    net = Backboned()
+    before = net.backbone[0].weight.detach().clone()
+    finetuning = BackboneFinetuning(unfreeze_backbone_at_epoch=2, backbone_initial_ratio_lr=0.2)
+    trainer(tmp_path, max_epochs=6, callbacks=[finetuning, Notes()]).fit(net, loader(), loader())
+    assert [len(group) for group in rates] == [1, 1, 2, 2, 2, 2]
+    assert torch.equal(weights[1], before)
+    assert not torch.equal(weights[2], before)
+    assert rates[2] == pytest.approx([0.1, 0.02])
+
+
+def test_finetuning_resumes_exactly(tmp_path: Path) -> None:
+    resumes_exactly(tmp_path, lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1), Backboned)
+
+
+def test_finetuning_tools() -> None:
+    net = Backboned()
+    BaseFinetuning.freeze(net.backbone, train_bn=True)
+    assert [p.requires_grad for p in net.backbone.parameters()] == [False, False, True, True]
+    BaseFinetuning.freeze(net.backbone, train_bn=False)
+    assert not any(p.requires_grad for p in net.backbone.parameters())
+    assert not net.backbone[1].track_running_stats
+    BaseFinetuning.make_trainable(net.backbone)
+    assert all(p.requires_grad for p in net.backbone.parameters())
+    assert BaseFinetuning.flatten_modules([net.backbone, net.head]) == [net.backbone[0], net.backbone[1], net.head]
+
+
+def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"needs Net\.backbone"):
+        trainer(tmp_path, callbacks=[BackboneFinetuning()]).fit(Net(), loader())
