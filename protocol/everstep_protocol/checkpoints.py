@@ -74,6 +74,7 @@ class Marker:
     run_uid: str = ""
     everstep: str = ""  # version of the package that wrote it
     keep_forever: bool = False  # a completed Trainer call needs it: never pruned
+    seconds: float | None = None  # from the copy of the state until this was written
 
 
 @dataclass(frozen=True)

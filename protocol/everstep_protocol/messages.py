@@ -82,6 +82,8 @@ class Progress:
     loss: float | None = None
     samples_per_second: float | None = None
     steps_per_second: float | None = None  # since this process began to train, pauses included: what the ETA goes by
+    step_seconds: float | None = None  # the mean of the latest steps
+    learning_rate: float | None = None  # of the first parameter group
     stage: str = ""  # fit, validate, test, predict
     metrics: dict[str, float] = field(default_factory=dict)  # the latest logged values
 
@@ -95,6 +97,8 @@ class CheckpointInfo:
     time: float  # seconds since the epoch, when the marker was written
     verified: bool = True
     note: str = ""  # why an older one was taken ("step 40: shard 1 truncated; fell back")
+    bytes: int | None = None  # of all its files
+    seconds: float | None = None  # from the copy of the state until it was published
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ def test_what_was_saved_comes_back(place: Place, make: Make) -> None:
     assert name == "000001-000-0000000010"
     assert first.last_checkpoint is not None
     assert (first.last_checkpoint.step, first.last_checkpoint.generation) == (10, 1)
+    assert (first.last_checkpoint.bytes or 0) > 100
+    assert (first.last_checkpoint.seconds or 0) > 0
     assert first.last_checkpoint.uri.startswith(place.uri)
     assert changes
     first.close()

@@ -14,8 +14,16 @@ REPORT = Report(
     world_size=3,
     restarts=3,
     members=(Member(1, "a", 'pod "1"\n\\', "10.0.0.1", Workers.RUNNING, 2, (RankState(1, 7, 42),), 0.25),),
-    progress=Progress(step=41, max_steps=100, loss=float("nan"), metrics={"val/acc": 0.5}),
-    last_checkpoint=CheckpointInfo(40, "s3://b/p", 3, 2, 1e9),
+    progress=Progress(
+        step=41,
+        max_steps=100,
+        loss=float("nan"),
+        metrics={"val/acc": 0.5, "grad_2.0_norm_total": 3.5},
+        step_seconds=0.25,
+        learning_rate=0.125,
+        samples_per_second=16.0,
+    ),  # fmt: skip
+    last_checkpoint=CheckpointInfo(40, "s3://b/p", 3, 2, 1e9, bytes=4096, seconds=1.5),
     goodput=Goodput(10.0, 6.0, 1.0, 1.0, {"Killed": 2.0}),
 )
 
@@ -53,6 +61,16 @@ def test_all_that_a_dashboard_wants() -> None:
     assert samples['everstep_run_rank_step{rank="1",node="1"}'] == 42
     assert samples["everstep_run_loss"] != samples["everstep_run_loss"]
     assert 'pod="pod \\"1\\"\\n\\\\"' in text
+
+
+def test_s77_what_the_training_tells() -> None:
+    samples = parse(render(REPORT, {"Killed": 2}))
+    expected = {
+        "step_seconds": 0.25, "learning_rate": 0.125, "samples_per_second": 16.0, "world_size": 3,
+        'metric{name="grad_2.0_norm_total"}': 3.5, "last_checkpoint_bytes": 4096,
+        "last_checkpoint_duration_seconds": 1.5, 'restarts_total{reason="Killed"}': 2,
+    }  # fmt: skip
+    assert {name: samples[f"everstep_run_{name}"] for name in expected} == expected
 
 
 def test_parts_of_the_wall_time_add_up() -> None:

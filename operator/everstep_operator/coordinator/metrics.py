@@ -33,6 +33,10 @@ def render(report: Report, restarts_by_reason: Mapping[str, int]) -> str:
     family("loss", "gauge", "The latest training loss.", one(progress.loss if progress else None))
     family("samples_per_second", "gauge", "Training throughput of all ranks together.",
            one(progress.samples_per_second if progress else None))  # fmt: skip
+    family("step_seconds", "gauge", "Mean duration of the latest optimizer steps, pauses between them included.",
+           one(progress.step_seconds if progress else None))  # fmt: skip
+    family("learning_rate", "gauge", "Of the optimizer's first parameter group.",
+           one(progress.learning_rate if progress else None))  # fmt: skip
     logged = progress.metrics if progress else {}
     family("metric", "gauge", "The latest values that the script logged.",
            [({"name": name}, value) for name, value in sorted(logged.items())])  # fmt: skip
@@ -40,6 +44,10 @@ def render(report: Report, restarts_by_reason: Mapping[str, int]) -> str:
            one(report.last_checkpoint.step if report.last_checkpoint else None))  # fmt: skip
     family("last_checkpoint_timestamp_seconds", "gauge", "When the newest verified checkpoint was published.",
            one(report.last_checkpoint.time if report.last_checkpoint else None))  # fmt: skip
+    family("last_checkpoint_bytes", "gauge", "Size of the newest verified checkpoint.",
+           one(report.last_checkpoint.bytes if report.last_checkpoint else None))  # fmt: skip
+    family("last_checkpoint_duration_seconds", "gauge", "From the copy of the state until it was published.",
+           one(report.last_checkpoint.seconds if report.last_checkpoint else None))  # fmt: skip
     family("resumed_from_step", "gauge", "Step of the checkpoint that the run last resumed from.",
            one(report.resumed_from.step if report.resumed_from else None))  # fmt: skip
     family("not_durable_since_timestamp_seconds", "gauge", "Since when checkpoints cannot be saved.",

@@ -92,9 +92,10 @@ class SpikeDetection(Callback):
             known = json.loads(path.read_text()) if path.exists() else []
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(sorted({*known, *self.bad_batches})))
+        mean = sum(self._losses) / max(len(self._losses), 1)
         raise TrainingSpikeError(
             f"the loss has jumped to {value} at batch {batch_idx} of epoch {trainer.current_epoch}; the mean of the "
-            f"{len(self._losses)} before is {sum(self._losses) / max(len(self._losses), 1):.4g}. It is noted in {path}: "
+            f"{len(self._losses)} before is {mean:.4g}. It is noted in {path}: "
             "leave that batch out, lower the learning rate, or widen atol and rtol of SpikeDetection",
             batch_idx,
         )

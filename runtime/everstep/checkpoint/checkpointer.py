@@ -351,6 +351,8 @@ class Checkpointer:
             world_size=marker.world_size,
             generation=marker.generation,
             time=marker.time,
+            bytes=sum(file.size for file in marker.files),
+            seconds=marker.seconds,
         )
 
     # What the saver reports, from its thread.

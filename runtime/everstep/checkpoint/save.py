@@ -103,6 +103,7 @@ class Job:
     staged: threading.Event = field(default_factory=threading.Event)  # the buffers are free again
     finished: threading.Event = field(default_factory=threading.Event)
     error: str | None = None
+    began: float = field(default_factory=time.monotonic)
     give_up_at: float = math.inf  # monotonic seconds; at least one attempt is made
     _wake: threading.Event = field(default_factory=threading.Event)
 
@@ -322,6 +323,7 @@ class Saver:
             run_uid=self._lineage.run_uid,
             everstep=self._lineage.version,
             keep_forever=job.keep_forever,
+            seconds=time.monotonic() - job.began,
         )
         self._retry(job, lambda: self._mark(job.checkpoint, codec.dumps(marker)))
         return marker

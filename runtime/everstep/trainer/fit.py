@@ -232,8 +232,14 @@ class Fit:
             max_steps=self._max_steps(),
             samples=self.seen,
             metrics=self.logs.logged_metrics,
+            learning_rate=self._learning_rate(),
             force=force,
         )
+
+    def _learning_rate(self) -> float | None:
+        """Of the first parameter group; None: it is on a device, where looking at it would wait."""
+        rate = self.trainer.optimizers[0].param_groups[0].get("lr")
+        return rate if isinstance(rate, float | int) else None
 
     def _max_steps(self) -> int | None:
         """Optimizer steps when all is done, of the run."""

@@ -120,11 +120,12 @@ class Run:
         self._next_note = 0.0
         self._progress: Progress | None = None  # as it was told last
         self._telling = Lock()  # the loop tells, and the thread that saves
-        self._noted = (0.0, 0)  # when, after how many samples
+        self._noted = (0.0, 0, 0)  # when, after how many samples and steps
         self._epoch = 0
         self._metrics: dict[str, float] = {}
         self._loss: float | None = None
         self._rate: float | None = None
+        self._step_seconds: float | None = None
         self._pace_since: tuple[float, int] | None = None  # when this process told of its first step, and which
 
     def open(self, strategy: Strategy) -> None:
@@ -287,7 +288,8 @@ class Run:
 
     def note(
         self, strategy: Strategy, step: int, *, stage: str, epoch: int | None = None, max_steps: int | None = None,
-        samples: int | None = None, metrics: dict[str, float] | None = None, force: bool = False,
+        samples: int | None = None, metrics: dict[str, float] | None = None,
+        learning_rate: float | None = None, force: bool = False,
     ) -> None:  # fmt: skip
         """Tell the launcher how far this is: rank 0, a few times a second at most. `step`: of the run.
 
@@ -300,10 +302,12 @@ class Run:
             return
         self._next_note = now + NOTE_SECONDS
         if samples is not None:
-            before, counted = self._noted
+            before, counted, stepped = self._noted
             if before and samples > counted:
                 self._rate = (samples - counted) / (now - before)
-            self._noted = (now, samples)
+            if before and step > stepped:
+                self._step_seconds = (now - before) / (step - stepped)
+            self._noted = (now, samples, step)
         began, first = self._pace_since = self._pace_since or (now, step)
         self._epoch = self._epoch if epoch is None else epoch
         self._metrics = self._metrics if metrics is None else metrics
@@ -315,6 +319,8 @@ class Run:
             loss=self._loss,
             samples_per_second=self._rate,
             steps_per_second=(step - first) / (now - began) if step > first else None,
+            step_seconds=self._step_seconds,
+            learning_rate=learning_rate,
             stage=stage,
             metrics=dict(list(finite.items())[:_MOST_METRICS]),
         )
