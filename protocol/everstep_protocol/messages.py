@@ -82,10 +82,10 @@ class Progress:
     loss: float | None = None
     samples_per_second: float | None = None
     steps_per_second: float | None = None  # since this process began to train, pauses included: what the ETA goes by
-    step_seconds: float | None = None  # the mean of the latest steps
-    learning_rate: float | None = None  # of the first parameter group
     stage: str = ""  # fit, validate, test, predict
     metrics: dict[str, float] = field(default_factory=dict)  # the latest logged values
+    step_seconds: float | None = None  # the mean of the latest steps
+    learning_rate: float | None = None  # of the first parameter group
 
 
 @dataclass(frozen=True)

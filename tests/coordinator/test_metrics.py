@@ -22,7 +22,7 @@ REPORT = Report(
         step_seconds=0.25,
         learning_rate=0.125,
         samples_per_second=16.0,
-    ),  # fmt: skip
+    ),
     last_checkpoint=CheckpointInfo(40, "s3://b/p", 3, 2, 1e9, bytes=4096, seconds=1.5),
     goodput=Goodput(10.0, 6.0, 1.0, 1.0, {"Killed": 2.0}),
 )
