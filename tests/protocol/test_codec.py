@@ -35,7 +35,7 @@ from everstep_protocol.reasons import Failure, Reason
 
 FAILURE = Failure(Reason.USER_EXCEPTION, "ValueError: “no”", 1, 2, 3, 1, None, 4, 5, "train.py:12", "Traceback …\n")
 RANK = RankState(2, 77, 41, Stage.AT_LIMIT)
-PROGRESS = Progress(40, 100, 1, 2.5, 800.0, "fit", {"loss": 2.5, "lr": 1.0})
+PROGRESS = Progress(40, 100, 1, 2.5, 800.0, 1.5, "fit", {"loss": 2.5, "lr": 1.0}, 0.5, 0.1)
 SAVED = CheckpointInfo(40, "s3://bucket/run", 3, 2, 1e9, True, "step 41: shard 1 truncated; fell back")
 ROUND = Round(2, 4, 6, 2, 3, "10.0.0.1", 29500, 1)
 LIMIT = Limit(3, 44, True, StopCause.PREEMPTION)

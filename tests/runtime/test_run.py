@@ -315,7 +315,7 @@ def test_notes_tell_progress_and_checkpoints(tmp_path: Path, board: Board) -> No
     assert progress["loss"] > 0
     assert progress["samples_per_second"] > 0
     assert progress["step_seconds"] > 0
-    assert progress["learning_rate"] == 0.1
+    assert progress["learning_rate"] == 0.01
     assert progress["metrics"]["loss_step"] == pytest.approx(progress["loss"])
     last = board.note(0)
     assert last is not None
