@@ -20,6 +20,9 @@ pytestmark = [pytest.mark.cluster, pytest.mark.serial]
 #: (API group, resource or resource/subresource, verb)
 Rights = set[tuple[str, str, str]]
 
+#: Only for a run that an API server let in although its rules forbid it (an old one drops CEL); ours never does.
+NOT_HERE: Rights = {("everstep.dev", "trainingruns/status", "patch")}
+
 ACCOUNT = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
 
 
@@ -67,4 +70,4 @@ def test_the_role_of_the_chart_is_what_the_operator_asked_for(
     assert refused - asked(settled) == set(), "asked for and never granted"
     if "EVERSTEP_TESTS_BEGAN" not in os.environ or request.config.getoption("-k"):
         pytest.skip("make cluster-test runs all tests; a right that some of them did not need is not one too many")
-    assert role - asked(settled) == set(), "granted and never used"
+    assert role - asked(settled) == NOT_HERE, "granted and never used"
