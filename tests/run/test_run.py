@@ -37,7 +37,7 @@ def test_a_run_succeeds_and_says_so_again(session: Make) -> None:
     code, out = tiny.run()
     assert code == 0
     assert "has Succeeded already (60 steps" in out
-    assert f"remove its state folder {tiny.state}, or give another --state-dir" in out
+    assert f"remove its state folder {tiny.state} and its checkpoints at file://" in out
     assert tiny.logs().count("has done 60 steps") == 2, "nothing was run again"
 
 
@@ -86,7 +86,7 @@ def test_killed_and_started_again_it_adopts_the_same_processes(session: Make) ->
     tiny.write(numNodes=3)
     code, out = tiny.run()
     assert code == 2
-    assert "numNodes changes only while the run is suspended" in out
+    assert "numNodes of a running run changes only within its elasticPolicy" in out
     tiny.write(numNodes=2, failurePolicy={"maxRestarts": 3})  # a change that a living run takes
 
     tiny.start()
