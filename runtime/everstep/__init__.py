@@ -13,17 +13,19 @@ __version__ = "0.1.0"
 #: Public name -> the module that defines it.
 _HOME = {
     "Callback": "everstep.callbacks",
+    "Fabric": "everstep.fabric",
     "LightningDataModule": "everstep.data",
     "LightningModule": "everstep.module",
     "Trainer": "everstep.trainer",
     "seed_everything": "everstep.seed",
 }
 
-__all__ = ["Callback", "LightningDataModule", "LightningModule", "Trainer", "__version__", "seed_everything"]
+__all__ = ["Callback", "Fabric", "LightningDataModule", "LightningModule", "Trainer", "__version__", "seed_everything"]
 
 if TYPE_CHECKING:
     from everstep.callbacks import Callback
     from everstep.data import LightningDataModule
+    from everstep.fabric import Fabric
     from everstep.module import LightningModule
     from everstep.seed import seed_everything
     from everstep.trainer import Trainer

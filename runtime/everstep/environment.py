@@ -1,8 +1,14 @@
-"""What surrounds a worker process: its place among the ranks, its run, its checkpoints. The one place that reads it."""
+"""What surrounds a worker process: its place among the ranks, its run, its checkpoints. The one place that reads it.
+
+Who started the ranks is told from their variables: a launcher (`everstep launch`, torchrun) sets RANK, LOCAL_RANK and
+WORLD_SIZE; Kubernetes job operators set RANK and WORLD_SIZE for the one process of each pod; `srun` sets SLURM_*.
+"""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from everstep.errors import ConfigurationError
 from everstep_protocol import env as names
@@ -12,13 +18,16 @@ from everstep_protocol import env as names
 class Environment:
     """A standalone `python train.py` has the defaults: one rank, no board, no checkpoint prefix."""
 
-    # torchrun's variables
+    # the ranks
+    kind: str = "single"  # launcher | kubernetes | slurm: who started them
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
     node_rank: int = 0
-    launched: bool = False  # by `everstep launch` or torchrun
+    num_nodes: int = 1
+    master_address: str = "127.0.0.1"
+    master_port: int = 29500
 
     # the run
     run_name: str = ""
@@ -35,6 +44,11 @@ class Environment:
     checkpoint_every_steps: int | None = None
     checkpoint_keep: int | None = None
     checkpoint_resume: str = "auto"  # auto | never
+
+    @property
+    def launched(self) -> bool:
+        """The ranks are there already: this process is one of them."""
+        return self.kind != "single"
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Environment":
@@ -60,17 +74,8 @@ class Environment:
         resume = variables.get(names.CHECKPOINT_RESUME) or "auto"
         if resume not in ("auto", "never"):
             raise ConfigurationError(f"{names.CHECKPOINT_RESUME} is {resume!r}: it has to be 'auto' or 'never'")
-        world_size = number("WORLD_SIZE", 1) or 1
-        rank = number("RANK") or 0
-        if rank >= world_size:
-            raise ConfigurationError(f"RANK is {rank}, but WORLD_SIZE is {world_size}")
         return cls(
-            rank=rank,
-            world_size=world_size,
-            local_rank=number("LOCAL_RANK") or 0,
-            local_world_size=number("LOCAL_WORLD_SIZE", 1) or 1,
-            node_rank=number("GROUP_RANK") or 0,
-            launched="RANK" in variables and "WORLD_SIZE" in variables,
+            **_place(variables, number),
             run_name=variables.get(names.RUN_NAME, ""),
             run_namespace=variables.get(names.RUN_NAMESPACE, ""),
             run_uid=variables.get(names.RUN_UID, ""),
@@ -84,3 +89,56 @@ class Environment:
             checkpoint_keep=number(names.CHECKPOINT_KEEP, 1),
             checkpoint_resume=resume,
         )
+
+
+def _place(variables: Mapping[str, str], number: Callable[..., int | None]) -> dict[str, Any]:
+    """This process among the ranks, as whoever started them tells it."""
+    master: dict[str, Any] = {
+        "master_address": variables.get("MASTER_ADDR") or "127.0.0.1",
+        "master_port": number("MASTER_PORT", 1) or 29500,
+    }
+    world_size, rank = number("WORLD_SIZE", 1) or 1, number("RANK") or 0
+    if "RANK" in variables and "WORLD_SIZE" in variables:
+        if rank >= world_size:
+            raise ConfigurationError(f"RANK is {rank}, but WORLD_SIZE is {world_size}")
+        one_per_pod = "LOCAL_RANK" not in variables and "KUBERNETES_SERVICE_HOST" in variables
+        local_world_size = number("LOCAL_WORLD_SIZE", 1) or 1
+        return {
+            **master,
+            "kind": "kubernetes" if one_per_pod else "launcher",
+            "rank": rank,
+            "world_size": world_size,
+            "local_rank": number("LOCAL_RANK") or 0,
+            "local_world_size": local_world_size,
+            "node_rank": rank if one_per_pod else number("GROUP_RANK") or 0,
+            "num_nodes": number("GROUP_WORLD_SIZE", 1) or -(-world_size // local_world_size),
+        }
+    tasks = number("SLURM_NTASKS", 1)
+    # In an interactive allocation (`salloc`, a notebook) the variables are there, but srun has started no ranks.
+    if tasks is not None and variables.get("SLURM_JOB_NAME") not in ("bash", "interactive"):
+        nodes = number("SLURM_NNODES", 1) or 1
+        hosts = variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST") or ""
+        # One port per job, so that two jobs on a node do not meet; outside of the ephemeral range.
+        job = number("SLURM_JOB_ID") or 0
+        if "MASTER_ADDR" not in variables and hosts:
+            master["master_address"] = first_host(hosts)
+        if "MASTER_PORT" not in variables:
+            master["master_port"] = 15000 + job % 15000
+        return {
+            **master,
+            "kind": "slurm",
+            "rank": number("SLURM_PROCID") or 0,
+            "world_size": tasks,
+            "local_rank": number("SLURM_LOCALID") or 0,
+            "local_world_size": number("SLURM_NTASKS_PER_NODE", 1) or -(-tasks // nodes),
+            "node_rank": number("SLURM_NODEID") or 0,
+            "num_nodes": nodes,
+        }
+    return master
+
+
+def first_host(nodelist: str) -> str:
+    """The first of SLURM's list of hosts: `gpu[07-09,12],login1` is gpu07, gpu08, …"""
+    host = re.match(r"([^,\[]*)(?:\[([^\],-]+)[^\]]*\])?([^,\[]*)", nodelist)
+    assert host is not None  # the expression matches the empty text too
+    return f"{host[1]}{host[2] or ''}{host[3]}"

@@ -104,6 +104,11 @@ class LightningModule(Hyperparameters, nn.Module):
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def device_mesh(self) -> Any:
+        """The mesh of a strategy that divides models (FSDP, tensor parallel), for `configure_model`, or None."""
+        return getattr(self._trainer.strategy, "device_mesh", None) if self._trainer is not None else None
+
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """The optimizer, or a list if there are several. Their `step` goes through precision and hooks, and is counted.
 
@@ -539,3 +544,7 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """`outputs`: what predict_step returned."""
+
+
+#: A compiled step leaves its graph for self.log, as torch.compiler.disable would have it, without importing that now.
+LightningModule.log._torchdynamo_disable = True  # type: ignore[attr-defined]

@@ -44,6 +44,11 @@ def ensure_seeded(environment: Environment | None = None) -> None:
             seed_everything(seed % (_MAX + 1))
 
 
+def chosen() -> int | None:
+    """What seed_everything was last given in this process."""
+    return _chosen
+
+
 def run_seed() -> int:
     """The seed from which data order and worker randomness derive: of seed_everything, else of torch's generator."""
     return _chosen if _chosen is not None else torch.initial_seed() % 2**63

@@ -295,10 +295,9 @@ def test_missing_pieces(tmp_path: Path) -> None:
     [
         ({"max_epoch": 3}, TypeError, "no argument 'max_epoch': did you mean 'max_epochs'"),
         ({"xyzzy": 3}, TypeError, "known are accelerator"),
-        ({"devices": 4}, ConfigurationError, "everstep launch --nproc-per-node 4"),
-        ({"devices": "many"}, ConfigurationError, "a number of ranks"),
-        ({"accelerator": "gpu"}, ConfigurationError, "accelerator='gpu'"),
-        ({"precision": 16}, ConfigurationError, "precision=16"),
+        ({"num_nodes": 4}, ConfigurationError, "everstep launch --nnodes 4"),
+        ({"devices": "many"}, ConfigurationError, "a number of devices"),
+        ({"precision": 17}, ConfigurationError, "precision=17"),
         ({"strategy": "dpp"}, ConfigurationError, "strategy='dpp'"),
         ({"max_epochs": -2}, ConfigurationError, "at least -1"),
         ({"limit_train_batches": 1.5}, ConfigurationError, "a float is a part, at most 1.0"),

@@ -148,6 +148,25 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
         StorageError: it cannot be reached, or is damaged.
     """
     place = as_place(place)
+    checkpoint = read_data(place, map_location, mmap=mmap)
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        has = f"a dict with {sorted(map(str, checkpoint))[:8]}" if isinstance(checkpoint, dict) else type(checkpoint)
+        raise ConfigurationError(
+            f'{place} is no checkpoint of a Trainer: it holds {has}, without "state_dict". Load weights alone with '
+            "torch.load and load_state_dict"
+        )
+    own = checkpoint.get("everstep", {})
+    if own.get("format", 0) > FORMAT:
+        raise ConfigurationError(
+            f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
+            f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
+        )
+    return checkpoint
+
+
+def read_data(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False) -> Any:
+    """What any file of torch's holds, as far as it is data. Arguments and errors as of `read`."""
+    place = as_place(place)
     where = _here if map_location is None else map_location
     try:
         if is_url(place):
@@ -162,19 +181,7 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
         raise ConfigurationError(_needs_trust(place, str(error))) from None
     except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StorageError(f"{place} is damaged, or no checkpoint file: {str(error).splitlines()[0]}") from error
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        has = f"a dict with {sorted(map(str, checkpoint))[:8]}" if isinstance(checkpoint, dict) else type(checkpoint)
-        raise ConfigurationError(
-            f'{place} is no checkpoint of a Trainer: it holds {has}, without "state_dict". Load weights alone with '
-            "torch.load and load_state_dict"
-        )
-    own = checkpoint.get("everstep", {})
-    if own.get("format", 0) > FORMAT:
-        raise ConfigurationError(
-            f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
-            f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
-        )
-    return {key: _with_numpy(value) for key, value in checkpoint.items()}
+    return _with_numpy(checkpoint)
 
 
 def damage(place: str) -> str:

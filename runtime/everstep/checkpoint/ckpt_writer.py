@@ -25,6 +25,10 @@ class CkptWriter:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
+    def __reduce__(self) -> Any:
+        """A writer belongs to its process: carried to another one, it is a new one."""
+        return CkptWriter, ()
+
     def save(self, places: Iterable[str], checkpoint: ckpt.Tree) -> None:
         """Copy the state; its files follow.
 

@@ -15,9 +15,8 @@ class Precision:
     #: Of the parameters that a sharding strategy gathers for forward and backward; None: as they are.
     compute_dtype: torch.dtype | None = None
 
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        """The module with parameters in this precision; before its optimizers are made."""
-        return module
+    def convert_module(self, module: nn.Module) -> None:
+        """Give the parameters their format, in place. Called before the strategy sets the module up."""
 
     def init_context(self) -> AbstractContextManager[Any]:
         """Around the code that makes layers (`configure_model`)."""
@@ -60,7 +59,8 @@ class Precision:
         """What a resume needs; empty: nothing."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
 
     def __str__(self) -> str:
         return self.name

@@ -85,17 +85,17 @@ class RankPart:
         self._epoch = self._passes = 0
 
     def __len__(self) -> int:
-        return self._remade.rounds(self._strategy.world_size)[0]
+        return self._remade.rounds(self._strategy.data_world_size)[0]
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch, self._passes = epoch, 0
 
     def __iter__(self) -> Iterator[Any]:
         remade, strategy = self._remade, self._strategy
-        _, samples = remade.rounds(strategy.world_size)
+        _, samples = remade.rounds(strategy.data_world_size)
         size = remade.batch_size
 
-        world, rank = strategy.world_size, strategy.rank
+        world, rank = strategy.data_world_size, strategy.data_rank
         if self._training:
             plan = schedule(samples, Shape(size * world, 1, size), world, rank)
         else:

@@ -141,7 +141,7 @@ class Positions:
         self.limit = limit
         self._remade = Remade(loader, seed, same_every_epoch=same_every_epoch)
         self._drop_last = loader.drop_last
-        self.shape = Shape(self._remade.batch_size * strategy.world_size, accumulation, self._remade.batch_size)
+        self.shape = Shape(self._remade.batch_size * strategy.data_world_size, accumulation, self._remade.batch_size)
         self._measure()
 
     def _measure(self) -> None:
@@ -158,7 +158,7 @@ class Positions:
         self.end = min(total, self.rounds * size)
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
-        plan = schedule(self.end, self.shape, self.strategy.world_size, self.strategy.rank, position)
+        plan = schedule(self.end, self.shape, self.strategy.data_world_size, self.strategy.data_rank, position)
         return self._remade.planned(epoch, self.end, plan, "train")
 
     def accumulate(self, rounds: int) -> None:
@@ -205,11 +205,11 @@ class Batches:
         self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float, *, divided: bool = False
     ) -> None:
         """`divided`: each rank's loader gives this rank's batches alone."""
-        if strategy.world_size > 1 and isinstance(loader, DataLoader) and _sized(loader) and not divided:
+        if strategy.data_world_size > 1 and isinstance(loader, DataLoader) and _sized(loader) and not divided:
             raise ConfigurationError(
-                f"{strategy.world_size} ranks cannot divide a DataLoader with its own batch_sampler (or __iter__): "
-                "give it a sampler and a batch_size instead, or let it give each rank its own batches and say "
-                "use_distributed_sampler=False"
+                f"{strategy.data_world_size} ranks cannot divide a DataLoader with its own batch_sampler (or "
+                "__iter__): give it a sampler and a batch_size instead, or let it give each rank its own batches and "
+                "say use_distributed_sampler=False"
             )
         self.strategy = strategy
         self._stream = Stream(loader, strategy)
@@ -251,10 +251,10 @@ class Batches:
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         _same_kind(state, "stream")
-        if world_size != self.strategy.world_size:
+        if world_size != self.strategy.data_world_size:
             raise ConfigurationError(
                 f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
-                f"{self.strategy.world_size}: run with {world_size} ranks, or give a map-style dataset"
+                f"{self.strategy.data_world_size}: run with {world_size} ranks, or give a map-style dataset"
             )
         self.keep(state)
 

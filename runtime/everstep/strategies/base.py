@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from everstep.accelerators import Accelerator
 from everstep.environment import Environment
 from everstep.precision import Precision
+from everstep.strategies.materialise import materialise
 
 
 class Strategy:
@@ -18,9 +20,15 @@ class Strategy:
     name = "single_device"
     #: Evaluations may run under torch.inference_mode; False: under no_grad.
     inference_mode = True
+    #: "spawn" or "fork": Trainer calls start their ranks themselves (spawn.py).
+    start_method: str | None = None
+    #: Batch norm takes its statistics over all ranks.
+    sync_batchnorm = False
 
     def __init__(self) -> None:
         self.environment = Environment()
+        self.accelerator = Accelerator()
+        self.devices = [0]  # indices that this node's ranks use, by local rank
         self.precision = Precision()
 
     def connect(self, environment: Environment) -> None:
@@ -47,10 +55,11 @@ class Strategy:
 
     @property
     def root_device(self) -> torch.device:
-        return torch.device("cpu")
+        return self.accelerator.device(self.devices[self.environment.local_rank % len(self.devices)])
 
     def setup(self, module: nn.Module) -> None:
         """Bring the module to its device, or shard it. Called before `configure_optimizers`, and before evaluations."""
+        materialise(module, self.root_device)
         if self.root_device.type != "cpu":
             module.to(self.root_device)
 
@@ -59,7 +68,7 @@ class Strategy:
         return optimizers
 
     def to_device(self, batch: Any) -> Any:
-        """A batch on this rank's device. For every batch, unless that is the CPU and this not overridden."""
+        """A batch on this rank's device. Not called where the device is the CPU and this not overridden."""
         return moved(batch, self.root_device)
 
     def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:
@@ -116,7 +125,11 @@ class Strategy:
         return tensor
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
-        """All tensors, stacked: [world_size, *shape]. `sync_grads`: gradients too. A collective."""
+        """Everybody's tensor of this shape, stacked: [world_size, *shape]; a collective.
+
+        Args:
+            sync_grads: it can be differentiated.
+        """
         return tensor[None]
 
     def all_true(self, flag: bool) -> bool:

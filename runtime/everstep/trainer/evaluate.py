@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from everstep.compiled import compiled
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
 from everstep.sampling.combined import CombinedLoader
@@ -40,7 +41,8 @@ class Evaluation:
         function = getattr(module, f"{stage}_step")
         self._arguments = positional(function)
         self._step: Callable[..., Any] = trainer.profiler.timed(
-            f"{stage}_step", trainer.strategy.wrap_evaluation(module, trainer.precision_plugin.wrap(function))
+            f"{stage}_step",
+            trainer.strategy.wrap_evaluation(module, trainer.precision_plugin.wrap(compiled(module, function))),
         )
 
     @property
@@ -185,7 +187,7 @@ class _Loader:
     def count(self) -> int | float:
         """Batches of this rank; inf: not known."""
         if self._remade is not None:
-            return limited(self._remade.rounds(self.trainer.world_size)[0], self.limit)
+            return limited(self._remade.rounds(self.trainer.strategy.data_world_size)[0], self.limit)
         count = batch_count(self._stream)
         if count is not None:
             return limited(count, self.limit)
@@ -203,9 +205,10 @@ class _Loader:
                     return
                 yield batch_size_of(batch), batch
             return
-        samples = min(remade.rounds(strategy.world_size)[1], int(stop) * remade.batch_size * strategy.world_size)
+        world = strategy.data_world_size
+        samples = min(remade.rounds(world)[1], int(stop) * remade.batch_size * world)
 
-        plan = evaluation(samples, remade.batch_size, strategy.world_size, strategy.rank)
+        plan = evaluation(samples, remade.batch_size, world, strategy.data_rank)
         for micro, batch in remade.planned(0, samples, plan, self._purpose):
             self.indices = remade.indices(micro)
             yield micro.samples, batch

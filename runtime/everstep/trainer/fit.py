@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from everstep import rng
+from everstep.compiled import compiled
 from everstep.errors import NonFiniteLossError
 from everstep.module import LightningModule
 from everstep.sampling.source import Source, training_source
@@ -296,7 +297,8 @@ class Fit:
 
     def _bind_step(self) -> Callable[..., Any]:
         trainer = self.trainer
-        step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(with_index(self.module.training_step)))
+        step = compiled(self.module, with_index(self.module.training_step))
+        step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(step))
         return trainer.profiler.timed("training_step", step)
 
     def _step_schedulers(self, interval: str, count: int, *, plateau: bool) -> None:

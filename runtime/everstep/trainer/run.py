@@ -151,6 +151,10 @@ class Run:
                 note = f" ({self._restored.info.note})" if self._restored.info.note else ""
                 print(f"everstep: resumed from step {self._restored.step}, {self._restored.info.uri}{note}", flush=True)
 
+    def __reduce__(self) -> Any:
+        """A run belongs to its process: carried to another one, it is that one's."""
+        return process_run, ()
+
     # Trainer calls.
 
     def begin(self, kind: str) -> Begun:

@@ -54,7 +54,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                     "earlier_rounds": fit.earlier_rounds,
                     "passed": fit.stopping.passed,
                     "source": fit.source.state(),
-                    "world_size": trainer.strategy.world_size,
+                    "world_size": trainer.strategy.data_world_size,
                 },
                 "seed": fit.seed,
                 "loggers": [logger.state_dict() for logger in trainer.logs.loggers],

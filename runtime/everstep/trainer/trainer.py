@@ -3,15 +3,17 @@
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from everstep import seed
+from everstep.accelerators import Accelerator
 from everstep.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, conflicts
 from everstep.checkpoint.ckpt import as_place
+from everstep.compiled import uncompiled
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
 from everstep.loggers import CSVLogger, DummyLogger, Logger
@@ -19,7 +21,9 @@ from everstep.loggers.hparams import tell_loggers
 from everstep.module import LightningModule
 from everstep.precision import Precision
 from everstep.profilers import Profiler, profiler_of
-from everstep.strategies import DDPStrategy, Strategy
+from everstep.strategies import Strategy
+from everstep.strategies.place import place
+from everstep.strategies.spawn import on_its_ranks
 from everstep.trainer import arguments
 from everstep.trainer.ckpt_path import CkptPath
 from everstep.trainer.ckpt_path import load as load_ckpt
@@ -45,10 +49,13 @@ class Trainer:
     """Trains a LightningModule. Arguments mean what they mean in Lightning 2.6; those that are not here do not exist.
 
     Args:
-        accelerator: "cpu" or "auto".
-        devices: ranks on this machine: 1, or what the launcher started; "auto" takes what there is.
-        strategy: "auto" (DDP if a launcher started several ranks), "ddp", or a Strategy.
-        precision: 32, "32" or "32-true".
+        accelerator: "cpu", "gpu", "tpu", "auto" (the best there is), or an Accelerator.
+        devices: of this node: how many, a list of their indices, -1 for all; "auto": what a launcher started, or all
+            GPUs, or one rank on a CPU. Several in a script that was started alone: each call starts its ranks itself.
+        strategy: "auto" (DDP if there are several ranks), "ddp", "ddp_spawn", "fsdp", … (everstep/strategies), or a
+            Strategy.
+        precision: "32-true", "64-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", or the older 16, 32, 64 and
+            "bf16"; or a Precision.
         num_nodes: for scripts that give it; it has to be what the launcher started.
         plugins: a Precision or a Strategy, or a list of such, as another way to give them.
         logger: True: a CSVLogger in default_root_dir; False: none; or a Logger, or several.
@@ -72,6 +79,7 @@ class Trainer:
             "value").
         deterministic: True: only deterministic algorithms of torch; "warn": warn about others; None: as torch is set.
         benchmark: let cuDNN choose its fastest algorithms by trying; loses against `deterministic`.
+        sync_batchnorm: in training, batch norm takes its statistics over the batches of all ranks.
         inference_mode: evaluate under torch.inference_mode; False: under torch.no_grad.
         use_distributed_sampler: divide the data over the ranks; False: the loaders do so themselves.
         reload_dataloaders_every_n_epochs: ask for the loaders again after so many epochs; 0: never.
@@ -92,10 +100,10 @@ class Trainer:
     def __init__(
         self,
         *,
-        accelerator: str = "auto",
-        devices: int | str | list[int] = "auto",
+        accelerator: str | Accelerator = "auto",
+        devices: int | str | Sequence[int] = "auto",
         strategy: str | Strategy = "auto",
-        precision: int | str | Precision = "32-true",
+        precision: int | str | Precision | None = None,
         num_nodes: int = 1,
         plugins: Any = None,
         logger: Logger | Iterable[Logger] | bool | None = None,
@@ -124,6 +132,7 @@ class Trainer:
         gradient_clip_algorithm: Literal["norm", "value"] | None = None,
         deterministic: bool | Literal["warn"] | None = None,
         benchmark: bool | None = None,
+        sync_batchnorm: bool = False,
         inference_mode: bool = True,
         use_distributed_sampler: bool = True,
         profiler: Profiler | str | None = None,
@@ -152,14 +161,9 @@ class Trainer:
                     f"plugins has a {type(plugin).__name__}: give a Precision or a Strategy. Environments are "
                     "recognised, and where checkpoints go is said by checkpoint.uri"
                 )
-        if accelerator not in ("auto", "cpu"):
-            raise ConfigurationError(f'accelerator={accelerator!r} is not known here: give "cpu" or "auto"')
-        if precision not in (32, "32", "32-true") and not isinstance(precision, Precision):
-            raise ConfigurationError(f"precision={precision!r} is not known here: give 32 or a Precision")
-        _check_devices(devices, environment.local_world_size if environment.launched else None)
-        self.strategy = _strategy(strategy, environment.world_size)
-        self.strategy.environment = environment
-        self.precision_plugin = precision if isinstance(precision, Precision) else Precision()
+        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision)
+        self.precision_plugin = self.strategy.precision
+        self.strategy.sync_batchnorm = sync_batchnorm
         self._set_algorithms(deterministic, benchmark)
         self.profiler = profiler_of(profiler)
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
@@ -268,8 +272,17 @@ class Trainer:
         self.val_check_interval, self.val_check_seconds, self.check_val_every_n_epoch = 1.0, None, 1
         self.loggers = [DummyLogger()] if self.loggers else []
 
+    def take_place(self, run: Run) -> None:
+        """Go on in a process of a rank's own, to which this Trainer was carried."""
+        self.run = run
+        self.strategy.environment, self.strategy.start_method = run.environment, None
+        if not self.is_global_zero:
+            self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, ProgressBar)]
+            self.logs.loggers = []
+
     # The four verbs.
 
+    @on_its_ranks
     def fit(
         self,
         model: LightningModule,
@@ -294,6 +307,7 @@ class Trainer:
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
             raise ConfigurationError("both val_dataloaders and a datamodule are given: give one of them")
+        model = uncompiled(model)
         _check_module(model)
         if not overridden(model, "training_step"):
             raise ConfigurationError(
@@ -322,6 +336,7 @@ class Trainer:
         self.should_stop = False
         self._call("fit", model, datamodule, work, ckpt_path)
 
+    @on_its_ranks
     def validate(
         self,
         model: LightningModule | None = None,
@@ -344,6 +359,7 @@ class Trainer:
             self._print_metrics("validate", metrics)
         return metrics
 
+    @on_its_ranks
     def test(
         self,
         model: LightningModule | None = None,
@@ -360,6 +376,7 @@ class Trainer:
             self._print_metrics("test", metrics)
         return metrics
 
+    @on_its_ranks
     def predict(
         self,
         model: LightningModule | None = None,
@@ -397,6 +414,7 @@ class Trainer:
         module = model if model is not None else self.lightning_module
         if module is None:
             raise ConfigurationError(f"there is nothing to {kind}: give a model, as in trainer.{kind}(model)")
+        module = uncompiled(module)
         _check_module(module)
         if model is None and ckpt_path is None and self.best_model_path:
             ckpt_path = "best"
@@ -618,6 +636,19 @@ class Trainer:
         return self.precision_plugin.name
 
     @property
+    def accelerator(self) -> Accelerator:
+        return self.strategy.accelerator
+
+    @property
+    def num_devices(self) -> int:
+        """That this node's ranks use."""
+        return len(self.strategy.devices)
+
+    @property
+    def num_nodes(self) -> int:
+        return self.run.environment.num_nodes
+
+    @property
     def model(self) -> LightningModule | None:
         return self.lightning_module
 
@@ -745,43 +776,6 @@ def _check_weights_only(weights_only: bool | None) -> None:
 def _check_module(model: Any) -> None:
     if not isinstance(model, LightningModule):
         raise ConfigurationError(f"the model is a {type(model).__name__}: it has to be a LightningModule of Everstep")
-
-
-def _check_devices(devices: int | str | list[int], launched: int | None) -> None:
-    if devices == "auto":
-        return
-    try:
-        count = len(devices) if isinstance(devices, list) else int(devices)
-    except (TypeError, ValueError):
-        count = 0
-    if count == -1:
-        return
-    if count < 1:
-        raise ConfigurationError(f'devices={devices!r}: it has to be a number of ranks, or "auto"')
-    if launched is None and count > 1:
-        raise ConfigurationError(
-            f"devices={count}, but this script was started alone: start it with "
-            f"`everstep launch --nproc-per-node {count} <script>`"
-        )
-    if launched is not None and count != launched:
-        raise ConfigurationError(
-            f'devices={count}, but the launcher has started {launched} on this node: give devices="auto", or '
-            f"`--nproc-per-node {count}`"
-        )
-
-
-def _strategy(strategy: str | Strategy, world_size: int) -> Strategy:
-    if isinstance(strategy, Strategy):
-        chosen = strategy
-    elif strategy == "auto":
-        chosen = DDPStrategy() if world_size > 1 else Strategy()
-    elif strategy == "ddp":
-        chosen = DDPStrategy()
-    else:
-        raise ConfigurationError(f'strategy={strategy!r} is not known here: give "auto", "ddp" or a Strategy')
-    if world_size > 1 and type(chosen) is Strategy:
-        raise ConfigurationError(f'one device cannot train on {world_size} ranks together: give strategy="ddp"')
-    return chosen
 
 
 def _loggers(logger: Logger | Iterable[Logger] | bool, root: Path) -> list[Logger]:

@@ -96,8 +96,7 @@ class Counter(L.Callback):
         self.batches += 1
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        ddp = getattr(trainer.strategy, "_ddp", None)
-        if ddp is not None:  # what DDP says of itself
+        for ddp in getattr(trainer.strategy, "_wrapped", ()):  # what DDP says of itself
             self.buckets = len(ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"].split(","))
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,439 @@
+"""Fabric: a loop of your own on any hardware, on the same strategies, precisions and accelerators as the Trainer.
+
+fabric = everstep.Fabric(devices=2, precision="bf16-mixed")
+fabric.launch()                     # or fabric.launch(train), which starts the ranks itself
+model, optimizer = fabric.setup(model, optimizer)
+loader = fabric.setup_dataloaders(loader)
+for batch in loader:
+    optimizer.zero_grad()
+    fabric.backward(loss(model(batch)))
+    optimizer.step()
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from everstep import seed
+from everstep.accelerators import Accelerator
+from everstep.checkpoint import ckpt
+from everstep.environment import Environment
+from everstep.errors import ConfigurationError
+from everstep.precision import Precision
+from everstep.sampling.loader import RankPart, Remade, has_positions
+from everstep.strategies import Strategy
+from everstep.strategies.place import place
+from everstep.strategies.spawn import run_on_ranks
+
+
+class Fabric:
+    """Arguments as of the Trainer.
+
+    Raises:
+        ConfigurationError: a value or a combination cannot work; says what would.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: str | Accelerator = "auto",
+        strategy: str | Strategy = "auto",
+        devices: int | str | Sequence[int] = "auto",
+        num_nodes: int = 1,
+        precision: int | str | Precision | None = None,
+        callbacks: Any = None,
+        loggers: Any = None,
+    ) -> None:
+        environment = Environment.read()
+        seed.ensure_seeded(environment)
+        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision)
+        self.callbacks = _listed(callbacks)
+        self.loggers = _listed(loggers)
+        self._launched = False
+
+    # The ranks.
+
+    def launch(self, function: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Join the other ranks. With a function: call it with this Fabric and the arguments, and return its result;
+        in a script that was started alone with several devices, on ranks that are started for it (rank 0's result).
+
+        Raises:
+            ConfigurationError: ranks have to be started, and there is no function for them to call.
+        """
+        start_method, count = self.strategy.start_method, len(self.strategy.devices)
+        if start_method is not None:
+            if function is None:
+                raise ConfigurationError(
+                    f"{count} devices in a script that was started alone: give launch() the function that the ranks "
+                    f"are to call, or start the script with `everstep launch --nproc-per-node {count} …`"
+                )
+            return run_on_ranks(_in_rank, (self, function, args, kwargs), count, start_method)[0]
+        self.strategy.connect(Environment.read())
+        self._launched = True
+        return function(self, *args, **kwargs) if function is not None else None
+
+    @property
+    def device(self) -> torch.device:
+        return self.strategy.root_device
+
+    @property
+    def global_rank(self) -> int:
+        return self.strategy.rank
+
+    @property
+    def local_rank(self) -> int:
+        return self.strategy.environment.local_rank
+
+    @property
+    def node_rank(self) -> int:
+        return self.strategy.environment.node_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.strategy.world_size
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.strategy.rank == 0
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on rank 0."""
+        if self.is_global_zero:
+            print(*args, **kwargs)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self.strategy.barrier()
+
+    def broadcast(self, value: Any, src: int = 0) -> Any:
+        """Rank `src`'s value (anything that can be pickled, between ranks of one run), on all ranks; a collective."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=src, device=torch.device("cpu"))
+        return box[0]
+
+    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+        """Everybody's tensors, stacked: [world_size, *shape], in dicts, lists and tuples; a collective."""
+        return _mapped(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))
+
+    def all_reduce(self, data: Any, reduce_op: Literal["mean", "sum", "min", "max"] = "mean") -> Any:
+        """Tensors reduced over the ranks, in dicts, lists and tuples; a collective. The given ones stay as they are."""
+
+        def reduced(tensor: Tensor) -> Tensor:
+            total = self.strategy.reduce(tensor.detach().clone(), "sum" if reduce_op == "mean" else reduce_op)
+            return total / self.strategy.data_world_size if reduce_op == "mean" else total
+
+        return _mapped(data, reduced)
+
+    @contextmanager
+    def rank_zero_first(self, local: bool = False) -> Iterator[None]:
+        """Rank 0 (`local`: of each node) goes through the block before the others do."""
+        first = (self.local_rank if local else self.global_rank) == 0
+        if not first:
+            self.barrier()
+        yield
+        if first:
+            self.barrier()
+
+    # Model, optimizers, data.
+
+    def setup(self, module: nn.Module, *optimizers: Optimizer) -> Any:
+        """The module, on its device, sharded or synchronised, in its precision; and the optimizers that go with it.
+
+        Raises:
+            ConfigurationError: `launch` was not called, or the strategy replaces parameters and an optimizer has the
+                old ones.
+        """
+        model = self.setup_module(module)
+        known = {id(parameter) for parameter in module.parameters()}
+        for optimizer in optimizers:
+            if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
+                raise ConfigurationError(
+                    f'strategy "{self.strategy.name}" replaces parameters: call fabric.setup_module(module) first, '
+                    "then make the optimizer, then fabric.setup_optimizers(optimizer)"
+                )
+        return (model, *map(self._optimizer, optimizers)) if optimizers else model
+
+    def setup_module(self, module: nn.Module) -> "FabricModule":
+        """As `setup`, for a module without optimizers, or one whose optimizers are made afterwards."""
+        if not self._launched and self.strategy.environment.world_size > 1:
+            raise ConfigurationError("call fabric.launch() before fabric.setup: the ranks have to know each other")
+        self._launched = True
+        self.strategy.precision.convert_module(module)
+        self.strategy.setup(module)
+        return FabricModule(module, self.strategy)
+
+    def setup_optimizers(self, *optimizers: Optimizer) -> Any:
+        """Optimizers whose step goes through the precision; one, or a tuple of several."""
+        made = tuple(map(self._optimizer, optimizers))
+        return made[0] if len(made) == 1 else made
+
+    def _optimizer(self, optimizer: Optimizer) -> "FabricOptimizer":
+        return FabricOptimizer(optimizer, self.strategy.precision)
+
+    def setup_dataloaders(
+        self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True
+    ) -> Any:
+        """Loaders that yield this rank's part of the data, on its device; one, or a list of several.
+
+        The order is that of the loader's own sampler under the seed, the same on all ranks; every rank gets the same
+        number of batches. `loader.set_epoch(n)` says which epoch comes next; without it they are counted.
+        """
+        run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
+        made = [
+            FabricLoader(loader, self.strategy, run_seed, use_distributed_sampler, move_to_device) for loader in loaders
+        ]
+        return made[0] if len(made) == 1 else made
+
+    def to_device(self, value: Any) -> Any:
+        """A module, a tensor, or tensors in dicts, lists and tuples, on this rank's device."""
+        if isinstance(value, nn.Module):
+            return value.to(self.device)
+        return self.strategy.to_device(value)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision's context, for computations outside of a module's forward."""
+        return self.strategy.precision.forward_context()
+
+    def init_module(self) -> AbstractContextManager[Any]:
+        """Layers that are made inside are in the precision, on this rank's device."""
+        return _both(self.strategy.precision.init_context(), self.device)
+
+    # A step.
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """`loss.backward(…)`, scaled where the precision needs it."""
+        self.strategy.precision.backward(loss, *args, **kwargs)
+
+    def clip_gradients(
+        self, module: Any, optimizer: Any, clip_val: float | None = None, max_norm: float | None = None
+    ) -> None:
+        """Clip the gradients of the optimizer's parameters: each to +-clip_val, or together to a 2-norm of max_norm.
+
+        Raises:
+            ConfigurationError: both or none of them are given.
+        """
+        if (clip_val is None) == (max_norm is None):
+            raise ConfigurationError("clip_gradients takes one of clip_val and max_norm")
+        inner = optimizer.optimizer if isinstance(optimizer, FabricOptimizer) else optimizer
+        self.strategy.precision.unscale(inner)
+        if clip_val is not None:
+            self.strategy.clip_gradients(inner, clip_val, "value")
+        else:
+            assert max_norm is not None
+            self.strategy.clip_gradients(inner, max_norm, "norm")
+
+    @contextmanager
+    def no_backward_sync(self, module: "FabricModule", enabled: bool = True) -> Iterator[None]:
+        """Inside, gradients stay on their rank (accumulation); forward and backward both belong inside."""
+        if not enabled:
+            yield
+            return
+        module.synchronise(False)
+        try:
+            yield
+        finally:
+            module.synchronise(True)
+
+    # Files.
+
+    def save(self, path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+        """One file, at a path or a URL, of a dict of modules, optimizers, objects with state_dict, tensors and plain
+        values. Rank 0 writes; sharded tensors are brought together first. A collective.
+
+        Raises:
+            ConfigurationError: the state holds something that is no data; says where.
+        """
+        data = {key: _state_of(value) for key, value in state.items()}
+        tree, tensors = ckpt.data_of(self.strategy.gather(data))
+        if self.is_global_zero:
+            ckpt.write(ckpt.as_place(path), tree, tensors)
+        self.barrier()
+
+    def load(
+        self, path: str | os.PathLike[str], state: dict[str, Any] | None = None, strict: bool = True
+    ) -> dict[str, Any]:
+        """Put a file's contents back into the objects of `state` (plain values: into the dict itself). Returns the
+        rest of the file. Nothing in it is unpickled into anything but data.
+
+        Raises:
+            ConfigurationError: there is no such file, or (`strict`) something in `state` is not in it.
+        """
+        found: dict[str, Any] = ckpt.read_data(path, "cpu")
+        for key, value in list((state or {}).items()):
+            assert state is not None
+            if key not in found:
+                if strict:
+                    raise ConfigurationError(f"{path} has no {key!r}; it has {sorted(found)}. strict=False leaves it")
+                continue
+            saved = found.pop(key)
+            if isinstance(value, nn.Module):
+                self.strategy.load_model_state(_inner(value), saved, strict)
+            elif isinstance(value, FabricOptimizer | Optimizer):
+                self.strategy.load_optimizer_state(_inner(value), saved)
+            elif hasattr(value, "load_state_dict"):
+                value.load_state_dict(saved)
+            else:
+                state[key] = saved
+        return found
+
+    def load_raw(self, path: str | os.PathLike[str], obj: Any, strict: bool = True) -> None:
+        """A file that holds the state of one module or optimizer."""
+        saved = ckpt.read_data(path, "cpu")
+        if isinstance(obj, nn.Module):
+            self.strategy.load_model_state(_inner(obj), saved, strict)
+        else:
+            self.strategy.load_optimizer_state(_inner(obj), saved)
+
+    # Who listens.
+
+    def call(self, hook: str, *args: Any, **kwargs: Any) -> None:
+        """Call this method of every callback that has it."""
+        for callback in self.callbacks:
+            method = getattr(callback, hook, None)
+            if method is not None:
+                method(*args, **kwargs)
+
+    def log(self, name: str, value: Any, step: int | None = None) -> None:
+        self.log_dict({name: value}, step)
+
+    def log_dict(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """To every logger, on rank 0."""
+        if self.is_global_zero and self.loggers:
+            numbers = {name: float(value) for name, value in metrics.items()}
+            for logger in self.loggers:
+                logger.log_metrics(numbers, step)
+
+    @staticmethod
+    def seed_everything(value: int | None = None, workers: bool = True) -> int:
+        return seed.seed_everything(value, workers)
+
+
+class FabricModule(nn.Module):
+    """A module whose forward goes through precision and strategy. All else is the module's own, its state too."""
+
+    def __init__(self, module: nn.Module, strategy: Strategy) -> None:
+        super().__init__()
+        self.module = module
+        precision = strategy.precision
+        self._convert = None if type(precision).convert_input is Precision.convert_input else precision.convert_input
+        self._synchronise = strategy.synchronise_gradients
+        self._wrap: Callable[..., Any] = lambda function: strategy.wrap(module, precision.wrap(function))
+        self._step: Callable[..., Any] = self._wrap(module.forward)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if self._convert is not None:
+            args, kwargs = self._convert(args), self._convert(kwargs)
+        return self._step(*args, **kwargs)
+
+    def mark_forward_method(self, name: str) -> None:
+        """Calls of this method, too, go through precision and strategy (such as `training_step`)."""
+        object.__setattr__(self, name, self._wrap(getattr(self.module, name)))
+
+    def synchronise(self, now: bool) -> None:
+        self._synchronise(now)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return self.module.named_parameters(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module.load_state_dict(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
+
+
+class FabricOptimizer:
+    """An optimizer whose step goes through the precision. Everything else is the optimizer's own."""
+
+    def __init__(self, optimizer: Optimizer, precision: Precision) -> None:
+        self.optimizer, self._precision = optimizer, precision
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        return self._precision.step(self.optimizer, closure)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.optimizer, name)
+
+
+class FabricLoader:
+    """This rank's part of a loader, on its device."""
+
+    def __init__(self, loader: Any, strategy: Strategy, run_seed: int, divide: bool, move: bool) -> None:
+        divided = divide and has_positions(loader)
+        if divide and not divided and strategy.data_world_size > 1 and isinstance(loader, DataLoader):
+            raise ConfigurationError(
+                f"{strategy.data_world_size} ranks cannot divide this DataLoader (it has its own batches, or an "
+                "iterable dataset): let it give each rank its own, and say use_distributed_sampler=False"
+            )
+        self._loader = RankPart(Remade(loader, run_seed), strategy, "fabric", training=True) if divided else loader
+        self._strategy, self._move = strategy, move and strategy.root_device.type != "cpu"
+        self._epoch = 0
+        self.dataset = getattr(loader, "dataset", None)
+
+    def set_epoch(self, epoch: int) -> None:
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        if hasattr(self._loader, "set_epoch"):
+            self._loader.set_epoch(self._epoch)
+        self._epoch += 1
+        batches = iter(self._loader)
+        return map(self._strategy.to_device, batches) if self._move else batches
+
+
+def _in_rank(fabric: Fabric, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    fabric.strategy.start_method = None
+    return fabric.launch(function, *args, **kwargs)
+
+
+@contextmanager
+def _both(context: AbstractContextManager[Any], device: torch.device) -> Iterator[None]:
+    with context, device:
+        yield
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return list(given) if isinstance(given, Iterable) else [given]
+
+
+def _mapped(data: Any, function: Callable[[Tensor], Any]) -> Any:
+    if isinstance(data, Tensor):
+        return function(data)
+    if isinstance(data, bool | int | float):
+        return function(torch.tensor(data))
+    if isinstance(data, dict):
+        return {key: _mapped(value, function) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return type(data)(_mapped(value, function) for value in data)
+    return data
+
+
+def _inner(value: Any) -> Any:
+    if isinstance(value, FabricModule):
+        return value.module
+    return value.optimizer if isinstance(value, FabricOptimizer) else value
+
+
+def _state_of(value: Any) -> Any:
+    inner = _inner(value)
+    return dict(inner.state_dict()) if hasattr(inner, "state_dict") else inner

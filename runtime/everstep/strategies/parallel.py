@@ -1,0 +1,142 @@
+"""Several ranks in one process group: joining it, and its collectives. What they do with a model is the subclass's."""
+
+import atexit
+import contextlib
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from everstep.environment import Environment
+from everstep.strategies.base import Strategy
+
+
+class ParallelStrategy(Strategy):
+    """Args:
+    process_group_backend: of torch.distributed; default: what suits the accelerator.
+    timeout: how long a collective may wait for the other ranks; default: torch's own.
+    start_method: "spawn" or "fork": how a script or notebook that was started alone starts its ranks itself, for each
+        Trainer call (`spawn.py`); default: by what it is. None as well where a launcher has started them.
+    """
+
+    def __init__(
+        self,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = None,
+        start_method: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.start_method = start_method
+        self.process_group_backend = process_group_backend
+        self.timeout = timeout
+        self._data_group: Any = None  # over which values of different samples are reduced; None: all ranks
+
+    def connect(self, environment: Environment) -> None:
+        super().connect(environment)
+        self.accelerator.activate(self.root_device)
+        if environment.world_size > 1 and not dist.is_initialized():
+            # The address is that of the environment, which also knows schedulers that set no MASTER_ADDR.
+            torchrun = environment.kind == "launcher"
+            where = f"tcp://{environment.master_address}:{environment.master_port}"
+            dist.init_process_group(
+                self.process_group_backend or self.accelerator.backend,
+                init_method="env://" if torchrun else where,
+                rank=environment.rank,
+                world_size=environment.world_size,
+                timeout=self.timeout,
+            )
+            atexit.register(_disconnect)
+
+    @property
+    def rank(self) -> int:
+        return self.environment.rank
+
+    @property
+    def world_size(self) -> int:
+        return self.environment.world_size
+
+    def align_buffers(self, module: nn.Module) -> None:
+        if self.world_size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer.data, src=0)
+
+    def reduce(self, tensor: Tensor, operation: Literal["sum", "min", "max"] = "sum") -> Tensor:
+        if self.world_size > 1:
+            operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
+            dist.all_reduce(tensor, operations[operation], group=self._data_group)
+        return tensor
+
+    def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
+        if self.world_size == 1:
+            return tensor[None]
+        if sync_grads:  # as a sum in which every rank has its own place
+            places = [tensor if rank == self.rank else torch.zeros_like(tensor) for rank in range(self.world_size)]
+            return summed(torch.stack(places))
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        dist.all_gather(parts, tensor.detach().contiguous())
+        return torch.stack(parts)
+
+    def all_true(self, flag: bool) -> bool:
+        if self.world_size == 1:
+            return flag
+        answer = torch.tensor(int(flag))
+        dist.all_reduce(answer, dist.ReduceOp.MIN)
+        return bool(answer)
+
+    def broadcast(self, text: str) -> str:
+        if self.world_size == 1:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        size = torch.tensor(len(data))
+        dist.broadcast(size, src=0)
+        if self.rank != 0:
+            data = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(data, src=0)
+        return bytes(data.tolist()).decode()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def summed(tensor: Tensor, group: Any = None) -> Tensor:
+    """The sum over ranks; its backward sums as well. A collective."""
+    result: Tensor = _Sum.apply(tensor, group)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        total = tensor.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+
+class Redirect(nn.Module):
+    """What wraps a module prepares and finishes a step around `forward`; this one's is whatever function it is given.
+
+    So the user's module keeps its class, its names and its own forward.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return function(*args, **kwargs)
+
+
+def _disconnect() -> None:
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a peer has gone already
+            dist.destroy_process_group()

@@ -1,0 +1,207 @@
+"""Two and three ranks come to what one process comes to. They are forked by the strategy itself, and talk over gloo."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # FSDP imports it in each rank; a fork has it already
+
+import everstep as L
+from everstep.errors import ConfigurationError
+from everstep.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
+from tests.runtime.build import trainer
+from tests.runtime.strategies.models import Block, Blocks, Divided, Fails, OnMeta, loader
+
+pytestmark = pytest.mark.serial
+
+GLOBAL_BATCH = 6  # of 22 samples: the last round of an epoch is uneven, over 2 ranks and over 3
+
+
+def trained(
+    tmp_path: Path, data_ranks: int = 1, strategy: Strategy | str = "auto", devices: int = 1,
+    model: type[Blocks] = Blocks, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What fit, test and predict came to."""
+    L.seed_everything(5)
+    module, size = model(), GLOBAL_BATCH // data_ranks
+    runner = trainer(tmp_path, strategy=strategy, devices=devices, accelerator="cpu", gradient_clip_val=0.5, **more)
+    runner.fit(module, loader(size, shuffle=True), loader(size))
+    (result,) = runner.test(module, loader(size), verbose=False)
+    predictions = torch.cat(runner.predict(module, loader(size)))
+    return {
+        "weights": {name: value.clone() for name, value in module.state_dict().items()},
+        "metrics": {name: float(value) for name, value in runner.callback_metrics.items() if "_step" not in name},
+        "result": result,
+        "predictions": predictions,
+        "steps": runner.global_step,
+        "next": float(torch.rand(())),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return trained(tmp_path_factory.mktemp("alone"))
+
+
+#: The documented tolerance: sums over ranks are taken in another order than over samples.
+def close(found: dict[str, Any], expected: dict[str, Any], relative: float = 1e-4, absolute: float = 1e-5) -> None:
+    assert found["steps"] == expected["steps"]
+    assert found["weights"].keys() == expected["weights"].keys()
+    for name, value in expected["weights"].items():
+        assert torch.allclose(found["weights"][name], value, rtol=relative, atol=absolute), name
+    assert found["metrics"] == pytest.approx(expected["metrics"], rel=relative, abs=absolute)
+    assert found["result"] == pytest.approx(expected["result"], rel=relative, abs=absolute)
+    assert torch.allclose(found["predictions"], expected["predictions"], rtol=relative, atol=absolute)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_s60_ddp_is_one_process(tmp_path: Path, alone: dict[str, Any], ranks: int) -> None:
+    found = trained(tmp_path, ranks, "ddp_notebook", ranks)
+    close(found, alone)
+    assert found["next"] == alone["next"], "random states come back to the caller as well"
+
+
+def test_s74_c07_every_sample_counts_once(tmp_path: Path, alone: dict[str, Any]) -> None:
+    """22 samples in rounds of 6 over 3 ranks: the last round has 4, one rank gets two of them and two get one."""
+    found = trained(tmp_path, 3, "ddp_fork", 3)
+    assert found["result"]["count"] == 22
+    assert len(found["predictions"]) == 22
+    assert found["metrics"]["loss_epoch"] == pytest.approx(alone["metrics"]["loss_epoch"], rel=1e-5)
+
+
+def test_c07_fewer_samples_than_ranks(tmp_path: Path) -> None:
+    """The last round has one sample for three ranks: no rank waits for the others for ever."""
+
+    def weights(strategy: str, ranks: int) -> torch.Tensor:
+        L.seed_everything(5)
+        module = Blocks()
+        runner = trainer(tmp_path, strategy=strategy, devices=ranks, accelerator="cpu")
+        runner.fit(module, loader(GLOBAL_BATCH // ranks, 13), loader(1, 1))
+        return module.last.weight.detach()
+
+    assert torch.allclose(weights("ddp_fork", 3), weights("auto", 1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"cpu_offload": True},
+        {"sharding_strategy": "SHARD_GRAD_OP", "activation_checkpointing_policy": {Block}},
+        {"auto_wrap_policy": {Block}, "activation_checkpointing_policy": lambda layer: isinstance(layer, Block)},
+    ],
+    ids=["full", "cpu_offload", "grad_op_checkpointing", "policies"],
+)
+def test_s60_fsdp_is_one_process(tmp_path: Path, alone: dict[str, Any], ranks: int, options: dict[str, Any]) -> None:
+    """Clipped by norm, on shards (C4)."""
+    close(trained(tmp_path, ranks, FSDPStrategy(start_method="fork", **options), ranks), alone)
+
+
+def test_s60_hybrid_sharding(tmp_path: Path, alone: dict[str, Any]) -> None:
+    hybrid = FSDPStrategy("HYBRID_SHARD", device_mesh=(1, 3), start_method="fork")
+    close(trained(tmp_path, 3, hybrid, 3), alone)
+    replicas = FSDPStrategy("HYBRID_SHARD", device_mesh=(3, 1), start_method="fork")
+    close(trained(tmp_path, 3, replicas, 3), alone)
+    with pytest.raises(ConfigurationError, match=r"device_mesh=\(2, 2\) needs 4 ranks, there are 3"):
+        trained(tmp_path, 3, FSDPStrategy("HYBRID_SHARD", device_mesh=(2, 2), start_method="fork"), 3)
+    with pytest.raises(ConfigurationError, match='shard nothing, strategy="ddp"'):
+        FSDPStrategy("NO_SHARD")  # type: ignore[arg-type]
+
+
+def test_s60_fsdp_from_the_meta_device(tmp_path: Path, alone: dict[str, Any]) -> None:
+    """Layers get the weights that one process draws, though no rank ever has all of them."""
+    sharded = trained(tmp_path, 2, FSDPStrategy(start_method="fork"), 2, OnMeta)
+    close(sharded, trained(tmp_path, model=OnMeta))
+
+
+def test_s61_fsdp_in_mixed_precision(tmp_path: Path, alone: dict[str, Any]) -> None:
+    found = trained(tmp_path, 2, FSDPStrategy(start_method="fork"), 2, precision="bf16-mixed")
+    assert found["predictions"].dtype is torch.bfloat16
+    found["predictions"] = found["predictions"].float()
+    close(found, alone, 0.1, 0.05)
+
+
+def test_s34_fsdp_accumulates(tmp_path: Path) -> None:
+    one = trained(tmp_path, accumulate_grad_batches=2)
+    close(trained(tmp_path, 2, FSDPStrategy(start_method="fork"), 2, accumulate_grad_batches=2), one)
+
+
+@pytest.mark.parametrize(("data_ranks", "tensor_ranks"), [(1, 2), (2, 2)])
+def test_s60_tensor_parallel_on_a_mesh(
+    tmp_path: Path, alone: dict[str, Any], data_ranks: int, tensor_ranks: int
+) -> None:
+    """Ranks of one tensor-parallel group train on the same samples; the rest is sharded over the other axis."""
+    strategy = ModelParallelStrategy(data_ranks, tensor_ranks, start_method="fork")
+    found = trained(tmp_path, data_ranks, strategy, data_ranks * tensor_ranks, Divided)
+    found["predictions"] = alone["predictions"]  # both ranks of a group make the same ones
+    close(found, alone)
+
+
+def test_s60_sizes_of_a_mesh(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="data_parallel_size=2 x tensor_parallel_size=3 is not the number"):
+        trained(tmp_path, 1, ModelParallelStrategy(2, 3, start_method="fork"), 2)
+
+
+def test_s28_ddp_spawn_needs_what_can_be_carried(tmp_path: Path) -> None:
+    class Local(Blocks):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"cannot be carried to new processes.*ddp_fork.*everstep launch"):
+        trainer(tmp_path, strategy="ddp_spawn", devices=2, accelerator="cpu").fit(Local(), loader(3), loader(3))
+
+
+def test_s28_ddp_spawn(tmp_path: Path) -> None:
+    """New interpreters, which get everything by value: no rank trains another one's parameters."""
+    L.seed_everything(5)
+    one, two = Blocks(), Blocks()
+    two.load_state_dict(one.state_dict())
+    trainer(tmp_path, max_epochs=1).fit(one, loader(6), loader(6))
+    runner = trainer(tmp_path, max_epochs=1, strategy="ddp_spawn", devices=2, accelerator="cpu")
+    runner.fit(two, loader(3), loader(3))
+    assert torch.allclose(one.last.weight, two.last.weight, rtol=1e-4, atol=1e-6)
+    assert runner.global_step == 4
+
+
+def test_c08_one_ranks_exception_ends_all(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(ValueError, match="rank one has had enough") as raised:
+        trainer(tmp_path, strategy="ddp_fork", devices=3, accelerator="cpu").fit(Fails(), loader(2), loader(2))
+    assert "rank 1:" in str(raised.value.__cause__)
+    assert "models.py" in str(raised.value.__cause__), "the traceback of the rank, to the line"
+    assert time.monotonic() - begun < 60  # not gloo's half an hour
+
+
+class Callbacks(L.Callback):
+    def __init__(self) -> None:
+        self.ends = 0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.ends += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"ends": self.ends}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.ends = state_dict["ends"]
+
+
+def test_s28_callbacks_come_back(tmp_path: Path) -> None:
+    counts = Callbacks()
+    runner = trainer(tmp_path, strategy="ddp_fork", devices=2, accelerator="cpu", callbacks=[counts])
+    runner.fit(Blocks(), loader(3), loader(3))
+    assert counts.ends == 2
+
+
+def test_s60_find_unused_parameters(tmp_path: Path) -> None:
+    class HalfUsed(Blocks):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.last(self.blocks[self.trainer.global_step % 2](self.first(x)))
+            return result
+
+    runner = trainer(tmp_path, strategy="ddp_fork_find_unused_parameters_true", devices=2, accelerator="cpu")
+    runner.fit(HalfUsed(), loader(3), loader(3))
+    assert runner.global_step == 8
+    assert isinstance(runner.strategy, DDPStrategy)

@@ -1,0 +1,171 @@
+"""Fabric: a loop of one's own on the same seams."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import mse_loss
+
+import everstep as L
+from everstep.errors import ConfigurationError
+from everstep.fabric import FabricModule
+from everstep.precision import ScaledPrecision
+from everstep.strategies import FSDPStrategy
+from tests.runtime.strategies.models import Blocks, loader
+
+
+def plain(epochs: int = 2) -> dict[str, Any]:
+    """The loop by hand."""
+    L.seed_everything(5)
+    model = Blocks()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(epochs):
+        for x, y in loader(6, 24):
+            optimizer.zero_grad()
+            mse_loss(model(x), y).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+    return model.state_dict()
+
+
+def loop(fabric: L.Fabric, epochs: int = 2, path: Path | None = None, accumulate: bool = False) -> dict[str, Any]:
+    """The same through Fabric; returns whole weights."""
+    L.seed_everything(5)
+    module = Blocks()
+    model = fabric.setup_module(module)
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=0.01))
+    batches = fabric.setup_dataloaders(loader(6 // fabric.world_size, 24))
+    state = {"model": model, "optimizer": optimizer, "epoch": 0}
+    if path is not None and path.exists():
+        assert fabric.load(path, state) == {}
+    for epoch in range(state["epoch"], epochs):
+        for x, y in batches:
+            optimizer.zero_grad()
+            if accumulate:
+                with fabric.no_backward_sync(model):
+                    fabric.backward(mse_loss(model(x), y) / 2)
+                fabric.backward(mse_loss(model(x), y) / 2)
+            else:
+                fabric.backward(mse_loss(model(x), y))
+            fabric.clip_gradients(model, optimizer, max_norm=0.5)
+            optimizer.step()
+        if path is not None:
+            fabric.save(path, {**state, "epoch": epoch + 1})
+    whole: dict[str, Any] = fabric.strategy.gather(model.state_dict())
+    return whole
+
+
+def close(a: dict[str, Any], b: dict[str, Any], tolerance: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.allclose(a[name], b[name], rtol=1e-4, atol=tolerance), name
+
+
+def test_s11_a_loop_of_ones_own_is_a_plain_loop() -> None:
+    found, expected = loop(L.Fabric(accelerator="cpu")), plain()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp"])
+def test_s11_on_several_ranks(strategy: str, accumulate: bool) -> None:
+    chosen: Any = FSDPStrategy(start_method="fork") if strategy == "fsdp" else strategy
+    fabric = L.Fabric(accelerator="cpu", devices=2, strategy=chosen)
+    close(fabric.launch(loop, 2, None, accumulate), plain())
+
+
+@pytest.mark.serial
+def test_s11_saved_on_two_ranks_goes_on_on_one(tmp_path: Path) -> None:
+    path = tmp_path / "state.ckpt"
+    L.Fabric(accelerator="cpu", devices=2, strategy=FSDPStrategy(start_method="fork")).launch(loop, 1, path)
+    torch.load(path, weights_only=True)
+    close(loop(L.Fabric(accelerator="cpu"), 2, path), plain())
+
+
+def talk(fabric: L.Fabric) -> list[Any]:
+    rank = fabric.global_rank
+    with fabric.rank_zero_first():
+        begun = time.monotonic()
+    return [
+        fabric.all_reduce(torch.tensor(float(rank + 1))).item(),
+        fabric.all_reduce({"a": torch.tensor(rank + 1)}, "sum")["a"].item(),
+        fabric.all_gather(torch.tensor([rank])).tolist(),
+        fabric.broadcast({"from": rank}, src=1),
+        fabric.world_size,
+        sorted(begins := fabric.all_gather(torch.tensor(begun, dtype=torch.float64)).tolist())[0] == begins[0],
+    ]
+
+
+@pytest.mark.serial
+def test_s11_ranks_talk() -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=3, strategy="ddp_fork")
+    assert fabric.launch(talk) == [2.0, 6, [[0], [1], [2]], {"from": 1}, 3, True]
+
+
+def test_s11_precision_and_autocast() -> None:
+    fabric = L.Fabric(accelerator="cpu", precision="bf16-mixed")
+    model, optimizer = fabric.setup(linear := nn.Linear(3, 2), torch.optim.SGD(linear.parameters(), lr=0.1))
+    assert model(torch.ones(1, 3)).dtype is torch.bfloat16
+    assert (torch.ones(3, 3) @ torch.ones(3, 3)).dtype is torch.float32
+    with fabric.autocast():
+        assert (torch.ones(3, 3) @ torch.ones(3, 3)).dtype is torch.bfloat16
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    assert isinstance(model, FabricModule)
+    with L.Fabric(accelerator="cpu", precision="64-true").init_module():
+        assert nn.Linear(1, 1).weight.dtype is torch.float64
+
+
+def test_s11_an_overflow_skips_the_step() -> None:
+    fabric = L.Fabric(accelerator="cpu", precision=ScaledPrecision("cpu"))
+    model, optimizer = fabric.setup(linear := nn.Linear(3, 1), torch.optim.SGD(linear.parameters(), lr=0.1))
+    before = linear.weight.clone()
+    fabric.backward(model(torch.ones(1, 3)).sum() * 1e30)
+    fabric.clip_gradients(model, optimizer, clip_val=0.1)
+    optimizer.step()
+    assert torch.equal(linear.weight, before)
+
+
+def test_s11_a_marked_method_goes_through_the_precision() -> None:
+    fabric = L.Fabric(accelerator="cpu", precision="bf16-mixed")
+    module = Blocks()
+    model = fabric.setup(module)
+    assert model.forward(torch.ones(1, 3)).dtype is torch.bfloat16
+    assert model.predict_step((torch.ones(1, 3),), 0).dtype is torch.float32, "the module's own"
+    model.mark_forward_method("predict_step")
+    assert model.predict_step((torch.ones(1, 3),), 0).dtype is torch.bfloat16
+
+
+def test_s11_what_cannot_work_is_said(tmp_path: Path) -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    with pytest.raises(ConfigurationError, match=r"give launch\(\) the function"):
+        fabric.launch()
+    alone = L.Fabric(accelerator="cpu")
+    with pytest.raises(ConfigurationError, match="one of clip_val and max_norm"):
+        alone.clip_gradients(None, None)
+    alone.save(tmp_path / "a.ckpt", {"x": 1})
+    with pytest.raises(ConfigurationError, match=r"has no 'y'; it has \['x'\]"):
+        alone.load(tmp_path / "a.ckpt", {"y": 2})
+    assert alone.load(tmp_path / "a.ckpt", {"y": 2}, strict=False) == {"x": 1}
+    with pytest.raises(ConfigurationError, match="there is no checkpoint file"):
+        alone.load(tmp_path / "b.ckpt")
+
+
+def test_s11_callbacks_and_loggers() -> None:
+    heard: list[Any] = []
+
+    class Listener:
+        def on_something(self, value: int) -> None:
+            heard.append(value)
+
+        def log_metrics(self, metrics: dict[str, float], step: int | None) -> None:
+            heard.append((metrics, step))
+
+    fabric = L.Fabric(accelerator="cpu", callbacks=[Listener()], loggers=Listener())
+    fabric.call("on_something", 3)
+    fabric.call("on_nothing")
+    fabric.log("loss", torch.tensor(0.5), step=7)
+    assert heard == [3, ({"loss": 0.5}, 7)]
