@@ -544,7 +544,3 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """`outputs`: what predict_step returned."""
-
-
-#: A compiled step leaves its graph for self.log, as torch.compiler.disable would have it, without importing that now.
-LightningModule.log._torchdynamo_disable = True  # type: ignore[attr-defined]
