@@ -1,9 +1,12 @@
-"""Resident memory of what Everstep adds around a training: `everstep run`, the coordinator, launchers and shims.
+"""What Everstep adds to a process and around a training: time of import, memory of a fit, memory of a run's helpers.
 
-    python benchmarks/footprint.py
+    python benchmarks/footprint.py [process | run]
 
-Runs the digits example for a few epochs on three nodes and reads VmRSS of each of its processes from /proc while it
-trains (the largest value seen), and the CPU time that the helpers used per second of the run.
+process: CPU time of `import everstep` and its Trainer as a ratio to `import torch`, and the peak of resident memory of
+a fit over that of the same loop by hand, each in a process of its own; they take turns, figures are medians. Lightning
+as a peer, where it is installed.
+run: the digits example for a few epochs on three nodes; VmRSS of each of its processes from /proc while it trains (the
+largest value seen), and the CPU time that the helpers used per second of the run.
 """
 
 import os
@@ -13,7 +16,9 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from statistics import median
 
 import yaml
 
@@ -75,7 +80,85 @@ def sample(state: Path, usage: dict[str, Usage]) -> None:
         usage[kind].cpu[pid] = (int(stat[11]) + int(stat[12])) / TICKS
 
 
-def main() -> None:
+IMPORTS = {
+    "import torch": "import torch",
+    "everstep": "import everstep; everstep.Trainer, everstep.LightningModule",
+    "lightning": "import everstep.vision as v; v.watch(); import lightning.pytorch as L; L.Trainer, L.LightningModule",
+}
+_NET = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+torch.set_num_threads(1)
+data = DataLoader(TensorDataset(torch.randn(20_000, 32), torch.randn(20_000, 1)), batch_size=100)
+def network(): return nn.Sequential(nn.Linear(32, 512), nn.ReLU(), nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, 1))
+def adam(net): return torch.optim.Adam(net.parameters())
+"""
+_FIT = """
+class Module({library}.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+    def training_step(self, batch, batch_idx):
+        loss = nn.functional.mse_loss(self.net(batch[0]), batch[1])
+        self.log("loss", loss)
+        return loss
+    def configure_optimizers(self): return adam(self.net)
+import os, tempfile
+os.chdir(tempfile.mkdtemp())
+{library}.Trainer(max_epochs=2, accelerator="cpu").fit(Module(), data)
+"""
+FITS = {
+    "by hand": _NET + """
+net = network()
+optimizer = adam(net)
+for epoch in range(2):
+    for x, y in data:
+        optimizer.zero_grad()
+        nn.functional.mse_loss(net(x), y).backward()
+        optimizer.step()
+""",
+    "everstep": "import everstep" + _NET + _FIT.format(library="everstep"),
+    "lightning": "import everstep.vision as v; v.watch(); import lightning.pytorch" + _NET
+    + _FIT.format(library="lightning.pytorch"),
+}  # fmt: skip
+
+
+def measured(code: str) -> tuple[float, float]:
+    """CPU seconds and the peak of resident memory in MB of a fresh interpreter."""
+    child = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(child.pid, 0)
+    if status:
+        raise RuntimeError(f"this failed: {code}")
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def in_turn(codes: dict[str, str], rounds: int) -> dict[str, tuple[float, float]]:
+    found: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    for number in range(rounds + 1):
+        for name, code in codes.items():
+            if name != "lightning" or find_spec("lightning"):
+                result = measured(code)
+                if number:  # the first round warms the file cache
+                    found[name].append(result)
+    return {name: (median(cpu for cpu, _ in of), median(mb for _, mb in of)) for name, of in found.items()}
+
+
+def of_a_process() -> None:
+    imports = in_turn(IMPORTS, 7)
+    torch_cpu, _ = imports["import torch"]
+    print(f"{'import':14} {'CPU, s':>8} {'ratio':>6} {'peak, MB':>9}")
+    for name, (cpu, mb) in imports.items():
+        print(f"{name:14} {cpu:8.2f} {cpu / torch_cpu:6.2f} {mb:9.1f}  {'at most 1.10' if name == 'everstep' else ''}")
+    fits = in_turn(FITS, 5)
+    print(f"{'fit':14} {'peak, MB':>8} {'over it':>8}")
+    for name, (_, mb) in fits.items():
+        print(f"{name:14} {mb:8.1f} {mb - fits['by hand'][1]:8.1f}  {'at most +30' if name == 'everstep' else ''}")
+
+
+def of_a_run() -> None:
     with tempfile.TemporaryDirectory(prefix="footprint-") as folder:
         manifest = yaml.safe_load((ROOT / "examples/digits/trainingrun.yaml").read_text())
         manifest["spec"]["trainer"].update(args=["--epochs", "6"], workingDir=str(ROOT / "examples/digits"))
@@ -103,4 +186,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    for part in sys.argv[1:] or ["process", "run"]:
+        {"process": of_a_process, "run": of_a_run}[part]()
