@@ -60,6 +60,7 @@ cluster-down:  ## remove what cluster-up made
 
 bench: $(STAMP)  ## measure: cost per step, recovery, memory (tables of ratios to a peer in the same run)
 	$(BIN)/python benchmarks/step_overhead.py
+	$(BIN)/python benchmarks/peers.py
 	$(BIN)/python benchmarks/recovery.py
 	$(BIN)/python benchmarks/checkpoint_save.py
 	$(BIN)/python benchmarks/footprint.py
