@@ -111,6 +111,7 @@ def fit(module: Module, steps: int, **arguments: Any) -> Clock:
         logger=False,
         enable_progress_bar=False,
         enable_checkpointing=False,
+        enable_model_summary=False,
         accelerator="cpu",
         **arguments,
     )
