@@ -254,21 +254,23 @@ def leader() -> Object | None:
     return next((pod for pod in operators() if holder.startswith(pod["metadata"]["name"])), None)
 
 
-def assert_nothing_foul(run: Run, faults: Faults, since: float) -> None:
-    """In the audit log: no pod made twice, and none taken away by an operator."""
+def changes_of_pods(run: Run, faults: Faults, since: float) -> list[Object]:
+    """From the audit log: which pods of a run operators made and deleted, and which operator did."""
     account = f"system:serviceaccount:{SYSTEM}:{RELEASE}"
-    about_it = [
+    return [
         event
         for event in audit(faults, since)
         if event["user"]["username"] == account
         and event["objectRef"]["resource"] == "pods"
         and event["objectRef"].get("name", "").startswith(f"{run.name}-")
+        and event["verb"] in ("create", "delete")
         and event["responseStatus"]["code"] < 300
     ]
-    made = Counter(event["objectRef"]["name"] for event in about_it if event["verb"] == "create")
-    taken = [event["objectRef"]["name"] for event in about_it if event["verb"] == "delete"]
+
+
+def assert_none_was_made_twice(changes: list[Object]) -> None:
+    made = Counter(event["objectRef"]["name"] for event in changes if event["verb"] == "create")
     assert all(count == 1 for count in made.values()), made
-    assert taken == []
 
 
 def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Faults) -> None:
@@ -289,7 +291,9 @@ def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Fault
     assert status["restarts"]["total"] == 3
     assert status["restarts"]["total"] <= 5
     assert uids(run) == before, "a restart of workers replaces no pod, and neither does an operator"
-    assert_nothing_foul(run, faults, since)
+    changes = changes_of_pods(run, faults, since)
+    assert_none_was_made_twice(changes)
+    assert not [event for event in changes if event["verb"] == "delete"], "all of its pods were healthy"
 
 
 def test_leader_stopped_for_thirty_seconds(start: Start, faults: Faults) -> None:
@@ -311,7 +315,10 @@ def test_leader_stopped_for_thirty_seconds(start: Start, faults: Faults) -> None
     assert second["metadata"]["uid"] != first["metadata"]["uid"]
     assert len(live(run, 0)) == len(live(run, 1)) == 1
     assert status["restarts"]["total"] <= 1
-    assert_nothing_foul(run, faults, since)
+    changes = changes_of_pods(run, faults, since)
+    assert_none_was_made_twice(changes)
+    actors = {event["user"]["extra"]["authentication.kubernetes.io/pod-name"][0] for event in changes}
+    assert actors == {second["metadata"]["name"]}, "only the new leader acted"
 
 
 def test_a_lost_worker_that_is_not_replaced_is_no_success(start: Start, faults: Faults) -> None:
