@@ -122,6 +122,21 @@ def test_launcher_that_the_coordinator_has_lost_is_killed_and_then_replaced() ->
     assert plan(then(run, replaced), fresh, lost, 30).actions == (), "the replacement is not blamed for the old one"
 
 
+def test_other_pods_of_a_lost_node_go_with_the_first() -> None:
+    """Where nobody may look at Nodes, the cluster's verdict would take until the eviction and its grace."""
+    run = running(3)
+    lost = report(RunState.RESTARTING, failures=(failure(1, Reason.NODE_LOST),), intent=intent(3), members=(member(2),))
+    going = [pod(None), on("bad", 0), on("bad", 1, terminating=True, gone_by=at(0)), on("good", 2)]
+    first = plan(run, going, lost, 10)
+    assert forgotten(first.actions) == ["run-1-1"]
+    left = [pod(None), on("bad", 0), on("good", 1, attempt=2), on("good", 2)]
+    second = plan(then(run, first), left, lost, 11)
+    assert forgotten(second.actions) == ["run-0-1"]
+    assert created_places(second) == [(0, 2)]
+    vouched = report(RunState.RESTARTING, failures=lost.failures, intent=lost.intent, members=(member(0), member(2)))
+    assert plan(then(run, first), left, vouched, 11).actions == ()
+
+
 def test_launcher_that_came_back_is_not_killed() -> None:
     back = heard(0, 1, failures=(failure(1, Reason.NODE_LOST),), restarts=1)
     assert plan(running(), all_pods(), back, 12).actions == ()

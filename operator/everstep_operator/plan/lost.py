@@ -31,7 +31,7 @@ class Losses:
 
 def look_for_losses(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Losses:
     """Forget the pods of dead nodes, and have launchers killed that have fallen silent."""
-    forgotten = {pod.name: why for pod in observed.pods if (why := _why_forget(run, observed, pod, now)) is not None}
+    forgotten = {pod.name: why for pod in observed.pods if (why := _why(run, status, observed, pod, now)) is not None}
     kept = [pod for pod in observed.pods if pod.name not in forgotten]
     gone = [pod for pod in observed.pods if pod.name in forgotten]
     silent = {pod.name for pod in kept if _is_silent(status, observed, pod)}
@@ -52,7 +52,10 @@ def excluded_nodes(status: Status) -> tuple[str, ...]:
     return tuple(node.name for node in status.excluded_nodes)
 
 
-def _why_forget(run: TrainingRun, observed: Observed, pod: Pod, now: datetime) -> str | None:
+def _why(run: TrainingRun, status: Status, observed: Observed, pod: Pod, now: datetime) -> str | None:
+    """Why to forget it; None: it is left alone."""
+    if pod.machine in {node.name for node in status.excluded_nodes if node.until > now} and _is_unheard(observed, pod):
+        return f"node {pod.machine} has lost another pod, and nothing is heard of {pod.name} either"
     limit = _limit(run, pod)
     if limit is None or now < limit or _is_vouched_for(observed, pod):
         return None
@@ -69,6 +72,13 @@ def _limit(run: TrainingRun, pod: Pod) -> datetime | None:
     grace = timedelta(seconds=run.spec.failure_policy.node.grace_seconds)
     since = [time for time in (pod.machine_lost_since, pod.gone_by if pod.terminating else None) if time is not None]
     return min(since) + grace if since else None
+
+
+def _is_unheard(observed: Observed, pod: Pod) -> bool:
+    """Of a node that was lost already. Such pods are older than its exclusion: no new one is placed there."""
+    if pod.role == labels.COORDINATOR:
+        return observed.report is None and not pod.finished
+    return observed.report is not None and pod.phase == "Running" and not _is_vouched_for(observed, pod)
 
 
 def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
