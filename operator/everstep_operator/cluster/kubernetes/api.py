@@ -4,6 +4,7 @@ Of the `kubernetes` package only the configuration is used: kubeconfig, service 
 Its models refuse fields that they do not know (docs/adr/0010-kubernetes-client.md).
 """
 
+import asyncio
 import json
 import os
 import ssl
@@ -21,6 +22,8 @@ from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict
 #: Of one request that is no watch.
 REQUEST_SECONDS = 15.0
 CONNECT_SECONDS = 5.0
+#: aiohttp lets go of a TLS connection some turns of the event loop after it was closed.
+CLOSE_SECONDS = 0.1
 #: An API server that has just started knows no roles yet and answers 403. One that lasts longer is meant.
 FORBIDDEN_SECONDS = 30.0
 #: Lines of a watch are objects; a TrainingRun or a Pod may have 1.5 MB.
@@ -90,6 +93,7 @@ class ApiServer:
 
     async def close(self) -> None:
         await self._session.close()
+        await asyncio.sleep(CLOSE_SECONDS)
 
     async def request(
         self,
