@@ -41,6 +41,7 @@ _GONE = {
     "fsdp_native": '"fsdp" takes its place',
     "horovod": '"ddp" takes its place',
     "bagua": '"ddp" takes its place',
+    "deepspeed": 'Everstep has no DeepSpeed strategy; "fsdp" shards what its ZeRO stages shard',
     "xla": 'give accelerator="tpu" and strategy="auto"',
     "tpu_spawn": 'give accelerator="tpu" and strategy="auto"',
 }
@@ -60,7 +61,9 @@ def choose_strategy(asked: str | Strategy = "auto", ranks: int = 1) -> Strategy:
         chosen = _KINDS[asked]()
     else:
         near = get_close_matches(str(asked), _KINDS, 1)
-        hint = _GONE.get(str(asked)) or (f"did you mean {near[0]!r}?" if near else "there is no such strategy")
+        hint = _GONE.get("deepspeed" if str(asked).startswith("deepspeed") else str(asked)) or (
+            f"did you mean {near[0]!r}?" if near else "there is no such strategy"
+        )
         names = [name for name in _KINDS if "_find_unused" not in name]
         raise ConfigurationError(f'strategy={asked!r}: {hint} (known: "auto", {", ".join(names)}, or a Strategy)')
     if ranks > 1 and type(chosen) is Strategy:

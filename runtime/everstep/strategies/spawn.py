@@ -138,18 +138,24 @@ def run_on_ranks(function: Callable[..., Any], arguments: tuple[Any, ...], world
     # By value: multiprocessing itself would put tensors into shared memory, and all ranks would train the same ones.
     carried = work if start_method == "fork" else _pickled(work, world)
     context: Any = multiprocessing.get_context(start_method)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    store: Any = None
     processes: list[Any] = []
     connections: list[Connection] = []
     try:
         for rank in range(world):
-            ours, theirs = context.Pipe(duplex=False)
-            place = _place(rank, world, store.port)
-            process = context.Process(target=_rank, args=(carried, place, theirs, os.getpid()), name=f"rank-{rank}")
+            ours, theirs = context.Pipe()
+            process = context.Process(
+                target=_rank, args=(carried, rank, world, theirs, os.getpid()), name=f"rank-{rank}"
+            )
             process.start()
             theirs.close()
             processes.append(process)
             connections.append(ours)
+        # Only now: it has threads, and what a thread holds locked in the moment of a fork stays locked in the child.
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        for connection in connections:
+            with contextlib.suppress(OSError):  # it has ended already; its outcome says how
+                connection.send(store.port)
         outcomes = _outcomes(processes, connections)
     finally:
         for process in processes:
@@ -184,13 +190,13 @@ def _place(rank: int, world: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _rank(carried: _Work | bytes, place: dict[str, str], connection: Connection, parent: int) -> None:
+def _rank(carried: _Work | bytes, rank: int, world: int, connection: Connection, parent: int) -> None:
     """The life of a rank."""
     from everstep.trainer.run import process_run
 
     die_with_parent(parent)
     gc.freeze()  # what a fork's parent has not collected yet is not this process's to take down
-    os.environ.update(place)
+    os.environ.update(_place(rank, world, connection.recv()))
     process_run.cache_clear()  # a fork has its parent's
     try:
         work: _Work = pickle.loads(carried) if isinstance(carried, bytes) else carried
