@@ -165,3 +165,14 @@ def test_help_of_make_lists_the_verbs() -> None:
     out = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for verb in ("demo", "test", "check", "generate", "bench", "clean"):
         assert re.search(rf"make {verb}\s+\w", out), verb
+
+
+def test_callbacks_loggers_and_profilers_load_when_they_are_used() -> None:
+    out = python(
+        "import sys, everstep; everstep.Trainer; "
+        "print(sorted({'cProfile', 'rich', 'tqdm', 'psutil', 'torchmetrics', 'everstep.callbacks.finetuning', "
+        "'everstep.loggers.mlflow'} & set(sys.modules))); "
+        "from everstep import callbacks, loggers, profilers; "
+        "[getattr(package, name) for package in (callbacks, loggers, profilers) for name in package.__all__]"
+    )
+    assert out == "[]"

@@ -397,7 +397,7 @@ class Draws(Dataset[torch.Tensor]):
         return torch.randint(0, 10**9, ())
 
 
-def test_worker_randomness_depends_on_the_position_alone(tmp_path: Path) -> None:
+def test_s62_worker_randomness_depends_on_the_position_alone(tmp_path: Path) -> None:
     L.seed_everything(1)
     one = flat(collected(tmp_path, DataLoader(Draws(), batch_size=4, num_workers=1), max_epochs=2))
     torch.rand(5)

@@ -13,6 +13,8 @@ import everstep as L
 from everstep.callbacks import ProgressBar
 from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger, Logger
+from everstep.strategies import Strategy
+from everstep.trainer.logs import Logs
 from tests.runtime.build import Net, loader, trainer
 
 
@@ -58,7 +60,7 @@ class Sink(Logger):
         ({"sync_dist": True}, 4.5),
     ],
 )
-def test_reductions_over_an_epoch(tmp_path: Path, arguments: dict[str, Any], expected: float) -> None:
+def test_s70_reductions_over_an_epoch(tmp_path: Path, arguments: dict[str, Any], expected: float) -> None:
     (result,) = trainer(tmp_path).test(Values(**arguments), numbers())
     assert result == {"value": pytest.approx(expected)}
     runner = trainer(tmp_path, max_epochs=1)
@@ -66,7 +68,7 @@ def test_reductions_over_an_epoch(tmp_path: Path, arguments: dict[str, Any], exp
     assert float(runner.callback_metrics["value"]) == pytest.approx(expected)
 
 
-def test_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
+def test_s70_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
     sink = Sink()
     runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=2)
     runner.fit(Values(on_step=True, on_epoch=True, prog_bar=True), numbers())
@@ -78,7 +80,7 @@ def test_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
     assert runner.logged_metrics["value_step"] == 5.5
 
 
-def test_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
+def test_s70_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
     sink = Sink()
     runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=1)
     runner.fit(Values(logger=False), numbers())
@@ -86,7 +88,7 @@ def test_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
     assert "value" in runner.callback_metrics
 
 
-def test_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
+def test_s78_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
     """A tensor whose conversion to a number is counted stands for one on a device."""
 
     class Counted(torch.Tensor):
@@ -111,7 +113,7 @@ def test_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
     assert per_epoch <= 2
 
 
-def test_several_loaders_have_names_of_their_own(tmp_path: Path) -> None:
+def test_s70_several_loaders_have_names_of_their_own(tmp_path: Path) -> None:
     class Two(Values):
         def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             self.log("value", batch[0].mean() + 100 * dataloader_idx)
@@ -121,7 +123,7 @@ def test_several_loaders_have_names_of_their_own(tmp_path: Path) -> None:
     assert second == {"value/dataloader_idx_1": pytest.approx(104.5)}
 
 
-def test_logging_in_epoch_hooks(tmp_path: Path) -> None:
+def test_s70_logging_in_epoch_hooks(tmp_path: Path) -> None:
     class Hooks(Net):
         def on_train_epoch_end(self) -> None:
             self.log("end", 7.0)
@@ -147,7 +149,7 @@ def test_logging_in_epoch_hooks(tmp_path: Path) -> None:
         (lambda m: (m.log("v", 1.0), m.log("v", 1.0, prog_bar=True)), "called with different arguments"),
     ],
 )
-def test_bad_calls(tmp_path: Path, log: Any, message: str) -> None:
+def test_s70_bad_calls(tmp_path: Path, log: Any, message: str) -> None:
     class Bad(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             log(self)
@@ -165,6 +167,71 @@ def test_log_outside_of_a_call_says_so_and_an_unattached_module_ignores_it(tmp_p
         net.log("late", 1.0)
 
 
+def test_s70_names_of_functions_are_reductions_too(tmp_path: Path) -> None:
+    for function, expected in ((torch.mean, 4.5), (torch.sum, 15.5), (max, 8.5), (torch.min, 1.5)):
+        (result,) = trainer(tmp_path).test(Values(reduce_fx=function), numbers(), verbose=False)
+        assert result == {"value": pytest.approx(expected)}, function
+
+
+def test_s70_values_of_several_loaders_under_one_name(tmp_path: Path) -> None:
+    class Two(Values):
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            self.log("value", batch[0].mean() + 100 * dataloader_idx, add_dataloader_idx=False)
+
+    results = trainer(tmp_path).test(Two(), [numbers(), numbers()], verbose=False)
+    assert results == [{"value": pytest.approx(54.5)}] * 2
+
+
+def test_s70_enable_graph_keeps_the_graph(tmp_path: Path) -> None:
+    class Module(Values):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.layer(batch[0]).mean()
+            self.log("with", loss, enable_graph=True)
+            self.log("without", loss)
+            assert self.trainer.callback_metrics["with"].requires_grad
+            assert not self.trainer.callback_metrics["without"].requires_grad
+            return loss
+
+    trainer(tmp_path, max_epochs=1).fit(Module(), numbers())
+
+
+def test_s70_rank_zero_only_is_ignored_elsewhere() -> None:
+    class Other(Strategy):
+        rank = 1  # type: ignore[assignment]
+
+    logs = Logs(Other(), [])
+    logs.mode = True
+    logs.log("value", 1.0, False, True, None, None, "mean", False, None, rank_zero_only=True)
+    assert logs.callback_metrics == {}
+    logs.log("value", 1.0, False, True, None, None, "mean", False, None)
+    assert logs.callback_metrics == {"value": 1.0}
+
+
+def test_barebones_drops_what_is_logged(tmp_path: Path) -> None:
+    runner = L.Trainer(barebones=True, max_epochs=1, default_root_dir=tmp_path)
+    runner.fit(Values(), numbers())
+    assert runner.callback_metrics == {}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_s78_no_synchronisation_with_the_device_between_log_steps(tmp_path: Path) -> None:
+    class OnDevice(Values):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.layer(batch[0]).mean()
+            self.log("value", loss, on_step=True, on_epoch=True, prog_bar=True)
+            return loss
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            torch.cuda.set_sync_debug_mode("error")
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            torch.cuda.set_sync_debug_mode("default")
+
+    module = OnDevice().cuda()
+    data = DataLoader(TensorDataset(torch.arange(10.0, device="cuda").reshape(-1, 1)), batch_size=4)
+    trainer(tmp_path, max_epochs=2, logger=Sink(), log_every_n_steps=100).fit(module, data)
+
+
 # CSV.
 
 
@@ -173,7 +240,7 @@ def rows(logger: CSVLogger) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_csv_rows_columns_and_versions(tmp_path: Path) -> None:
+def test_s05_csv_rows_columns_and_versions(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path, flush_logs_every_n_steps=2)
     for step in range(5):
         logger.log_metrics({"a": step}, step)
@@ -187,7 +254,7 @@ def test_csv_rows_columns_and_versions(tmp_path: Path) -> None:
     assert CSVLogger(tmp_path).version == 1
 
 
-def test_csv_rewinds_to_the_resumed_place(tmp_path: Path) -> None:
+def test_s05_csv_rewinds_to_the_resumed_place(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     logger.log_metrics({"a": 0}, 0)
     state = logger.state_dict()
@@ -201,7 +268,7 @@ def test_csv_rewinds_to_the_resumed_place(tmp_path: Path) -> None:
     assert [(r["step"], r["a"]) for r in rows(again)] == [("0", "0"), ("1", "10")]
 
 
-def test_the_default_logger_is_csv_in_the_root_folder(tmp_path: Path) -> None:
+def test_s05_the_default_logger_is_csv_in_the_root_folder(tmp_path: Path) -> None:
     runner = trainer(tmp_path, max_epochs=1, logger=True, log_every_n_steps=1)
     runner.fit(Values(), numbers())
     assert isinstance(runner.logger, CSVLogger)
@@ -213,7 +280,7 @@ def test_the_default_logger_is_csv_in_the_root_folder(tmp_path: Path) -> None:
 # The bar.
 
 
-def test_the_bar_writes_a_line_per_epoch_into_a_pipe(tmp_path: Path) -> None:
+def test_s31_the_bar_writes_a_line_per_epoch_into_a_pipe(tmp_path: Path) -> None:
     stream = io.StringIO()
     trainer(tmp_path, callbacks=ProgressBar(stream=stream)).fit(Values(prog_bar=True), numbers())
     lines = stream.getvalue().splitlines()
@@ -221,6 +288,6 @@ def test_the_bar_writes_a_line_per_epoch_into_a_pipe(tmp_path: Path) -> None:
     assert "value 8.5" in lines[0]
 
 
-def test_the_bar_is_there_by_default_and_can_be_left_out(tmp_path: Path) -> None:
+def test_s31_the_bar_is_there_by_default_and_can_be_left_out(tmp_path: Path) -> None:
     assert any(isinstance(c, ProgressBar) for c in trainer(tmp_path, enable_progress_bar=True).callbacks)
     assert trainer(tmp_path, enable_progress_bar=False).callbacks == []

@@ -1,22 +1,22 @@
 """How long what takes. The base class measures nothing, and costs nothing."""
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigurationError
-from everstep.profilers.advanced import AdvancedProfiler
+from everstep.lazy import names_of
 from everstep.profilers.base import Profiler
-from everstep.profilers.pytorch import PyTorchProfiler
-from everstep.profilers.simple import SimpleProfiler
 
-PassThroughProfiler = Profiler
+if TYPE_CHECKING:
+    from everstep.profilers.advanced import AdvancedProfiler
+    from everstep.profilers.pytorch import PyTorchProfiler
+    from everstep.profilers.simple import SimpleProfiler
+
+PassThroughProfiler = Profiler  # as Lightning calls it
 
 __all__ = ["AdvancedProfiler", "PassThroughProfiler", "Profiler", "PyTorchProfiler", "SimpleProfiler", "profiler_of"]
 
-_BY_NAME: dict[str, Callable[[], Profiler]] = {
-    "simple": SimpleProfiler,
-    "advanced": AdvancedProfiler,
-    "pytorch": PyTorchProfiler,
-}
+_HOME = {"AdvancedProfiler": "advanced", "PyTorchProfiler": "pytorch", "SimpleProfiler": "simple"}
+__getattr__ = names_of(__name__, _HOME)
 
 
 def profiler_of(given: Profiler | str | None) -> Profiler:
@@ -29,6 +29,8 @@ def profiler_of(given: Profiler | str | None) -> Profiler:
         return Profiler()
     if isinstance(given, Profiler):
         return given
-    if not isinstance(given, str) or given.lower() not in _BY_NAME:
-        raise ConfigurationError(f"profiler={given!r}: give one of {sorted(_BY_NAME)}, a Profiler, or None")
-    return _BY_NAME[given.lower()]()
+    for name, module in _HOME.items():
+        if given == module:
+            profiler: Profiler = __getattr__(name)()
+            return profiler
+    raise ConfigurationError(f"profiler={given!r}: give one of {sorted(_HOME.values())}, a Profiler, or None")
