@@ -170,7 +170,7 @@ def test_help_of_make_lists_the_verbs() -> None:
 def test_callbacks_loggers_and_profilers_load_when_they_are_used() -> None:
     out = python(
         "import sys, everstep; everstep.Trainer; "
-        "print(sorted({'cProfile', 'rich', 'tqdm', 'psutil', 'torchmetrics', 'everstep.callbacks.finetuning', "
+        "print(sorted({'cProfile', 'rich', 'psutil', 'torchmetrics', 'everstep.callbacks.finetuning', "
         "'everstep.loggers.mlflow'} & set(sys.modules))); "
         "from everstep import callbacks, loggers, profilers; "
         "[getattr(package, name) for package in (callbacks, loggers, profilers) for name in package.__all__]"

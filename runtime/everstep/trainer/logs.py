@@ -73,11 +73,11 @@ class Logs:
                 return
         elif type(value) is not Tensor:
             value = _number(name, value)
-        if not enable_graph:
-            value = value.detach()
+        kept = value
+        value = value.detach()
         if on_step:
             named.latest, named.samples = value, self.samples
-            self.callback_metrics[name] = value
+            self.callback_metrics[name] = kept if enable_graph else value
             if on_epoch:
                 self.callback_metrics[named.step_name] = value
             if prog_bar:

@@ -58,7 +58,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                 },
                 "seed": fit.seed,
                 "loggers": [logger.state_dict() for logger in trainer.logs.loggers],
-                "metrics": dict(trainer.logs.callback_metrics),
+                "metrics": {name: value.detach() for name, value in trainer.logs.callback_metrics.items()},
             }
             precision = trainer.precision_plugin.state_dict()
             if precision:

@@ -328,7 +328,7 @@ class Trainer:
                 "global_step": self.global_step,
                 "batches_that_stepped": self.batches_that_stepped,
                 "current_epoch": self.current_epoch,
-                "metrics": {name: float(value) for name, value in self.logs.callback_metrics.items()},
+                "metrics": {name: float(value.detach()) for name, value in self.logs.callback_metrics.items()},
                 "loggers": [logger.state_dict() for logger in self.logs.loggers],
             }
             self.run.complete("fit", self.strategy, self.global_step - fit.first_step, result, fit.state)
