@@ -30,8 +30,8 @@ class DeviceStatsMonitor(Callback):
                 "DeviceStatsMonitor has nothing to log to, since the Trainer has no logger: give it one, or take "
                 "DeviceStatsMonitor away"
             )
-        self._device = trainer.strategy.root_device
-        self._host = self._cpu_stats if self._cpu_stats is not None else self._device.type == "cpu"
+        on_host = trainer.strategy.root_device.type == "cpu"
+        self._host = on_host if self._cpu_stats is None else self._cpu_stats
         if self._host:
             try:
                 import psutil  # noqa: F401
@@ -56,19 +56,19 @@ class DeviceStatsMonitor(Callback):
     def _log(self, trainer: "Trainer", hook: str, now: bool) -> None:
         if not now or not trainer.is_global_zero:
             return
-        values = self.stats()
+        values = self.stats(trainer)
         step = max(trainer.batches_that_stepped - (hook == "on_train_batch_end"), 0)
         trainer.logs.send(
             {f"DeviceStatsMonitor.{hook}/{name}": value for name, value in values.items()}, step, trainer.current_epoch
         )
 
-    def stats(self) -> dict[str, float]:
+    def stats(self, trainer: "Trainer") -> dict[str, float]:
         """What there is to know of device and host right now: bytes, and percent."""
-        found: dict[str, float] = {}
-        if self._device.type == "cuda":
-            found.update({name: float(value) for name, value in torch.cuda.memory_stats(self._device).items()})
+        device = trainer.strategy.root_device
+        found = dict(trainer.accelerator.stats(device))
+        if device.type == "cuda":
             with contextlib.suppress(ModuleNotFoundError, RuntimeError):  # no NVML
-                found["utilization_percent"] = float(torch.cuda.utilization(self._device))
+                found["utilization_percent"] = float(torch.cuda.utilization(device))
         if self._host:
             import psutil
 

@@ -105,9 +105,7 @@ class ThroughputMonitor(Callback):
             self._paused_at = None
 
     def _mark(self, trainer: "Trainer") -> None:
-        device = trainer.strategy.root_device
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        trainer.accelerator.synchronize(trainer.strategy.root_device)
         self._marks.append((self._clock() - self._pauses, self._batches, self._samples, self._items))
 
     def rates(self, world_size: int) -> dict[str, float]:
