@@ -17,6 +17,7 @@ from everstep.callbacks import (
 )
 from everstep.errors import ConfigurationError
 from tests.runtime.build import Memory, Net, Validated, loader, trainer
+from tests.runtime.processes import run_ranks
 
 
 class Weights(L.Callback):
@@ -194,3 +195,14 @@ def test_finetuning_tools() -> None:
 def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"needs Net\.backbone"):
         trainer(tmp_path, callbacks=[BackboneFinetuning()]).fit(Net(), loader())
+
+
+@pytest.mark.serial
+def test_what_joins_later_is_averaged_over_the_ranks(tmp_path: Path) -> None:
+    alone = run_ranks("finetuning.py", [tmp_path / "alone", 8], launched=False)
+    ranks = run_ranks("finetuning.py", [tmp_path / "ranks", 4], world=2)
+    assert alone.returncode == ranks.returncode == 0, alone.stderr + ranks.stderr
+    one = torch.load(tmp_path / "alone0.pt")
+    for rank in range(2):
+        for name, value in torch.load(tmp_path / f"ranks{rank}.pt").items():
+            assert torch.allclose(value, one[name], atol=1e-6), (rank, name)
