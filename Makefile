@@ -41,11 +41,13 @@ check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 	$(BIN)/python -m everstep_operator.api.crd --check
 	$(BIN)/python tests/render/golden.py --check
 	$(BIN)/python deploy/render.py --check
+	$(BIN)/python docs/parity.py --check
 
-generate: $(STAMP)  ## write the files that come from the API models and the chart
+generate: $(STAMP)  ## write the files that come from the API models, the chart and the tests
 	$(BIN)/python -m everstep_operator.api.crd
 	$(BIN)/python tests/render/golden.py
 	$(BIN)/python deploy/render.py
+	$(BIN)/python docs/parity.py
 
 cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of this tree in it
 	@$(BIN)/python tests/cluster/provision.py up
