@@ -77,10 +77,15 @@ def make() -> Iterator[Callable[..., Checkpointer]]:
         checkpointer.close()
 
 
+def saving_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name == "everstep-checkpoint"}
+
+
 class World:
     """Several ranks as threads over one store."""
 
     def __init__(self, place: Place, size: int, **options: Any) -> None:
+        self._before = saving_threads()  # of other tests' scripts, which end with the process
         store = torch.distributed.HashStore()
         self.members = [
             Checkpointer(place.storage(), rank=rank, world_size=size, store=store, **{"run": RUN, **options})
@@ -105,7 +110,7 @@ class World:
     def __exit__(self, *_: object) -> None:
         self.each(lambda member, _: member.close())
         self._pool.shutdown()
-        assert not any(thread.name == "everstep-checkpoint" for thread in threading.enumerate())
+        assert saving_threads() <= self._before
 
 
 def state(step: int) -> dict[str, Any]:

@@ -55,11 +55,13 @@ def test_every_flag_has_a_variable() -> None:
         "PET_JOIN_TIMEOUT": "9",
         "PET_STANDALONE": "1",
         "PET_NO_PYTHON": "1",
+        "PET_LIGHTNING_ALIAS": "1",
     }
     args = parse("prog", variables=variables)
     assert (args.nnodes, args.nproc_per_node, args.node_rank, args.max_restarts) == ((2, 4), "3", 1, 7)
     assert (args.rdzv_endpoint, args.rdzv_id, args.local_addr, args.log_dir) == ("h:1", "x", "a", Path("l"))
     assert (args.join_timeout, args.standalone, args.no_python, args.module) == (9.0, True, True, False)
+    assert args.lightning_alias is True
     assert parse("--nnodes=1", "prog", variables=variables).nnodes == (1, 1), "a flag beats its variable"
     known = {
         a.dest for a in parser_actions() if a.dest not in ("help", "script", "args") and a.help != argparse.SUPPRESS
