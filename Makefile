@@ -30,7 +30,7 @@ demo: $(DEMO_STAMP)  ## the main job: train on three nodes, lose a rank, resume,
 	$(BIN)/python examples/digits/demo.py
 
 test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves
-	$(BIN)/python -m pytest -q -n 2 -m "not serial and not cluster"
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not serial and not cluster"
 	$(BIN)/python -m pytest -q -m "serial and not cluster"
 
 check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh

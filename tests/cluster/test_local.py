@@ -196,7 +196,9 @@ class TestLocalCluster(Conformance):
                 del os.environ[name]
         await finished(cluster, world.run)
         assert not [
-            line for line in world.log(created).splitlines() if line.startswith(("RANK=", "EVERSTEP_BOARD", "TORCH"))
+            line
+            for line in world.log(created).splitlines()
+            if line.startswith(("RANK=", "EVERSTEP_BOARD", "TORCHELASTIC"))
         ]
 
     @story

@@ -43,7 +43,6 @@ def line_after(words: str, out: str) -> str:
     return next(line for line in out.splitlines() if line.startswith(words)).removeprefix(words).strip()
 
 
-@pytest.mark.serial
 @pytest.mark.timeout(450)
 class TestAlone:
     def test_s47_s110_s111_s112_it_trains(self, finished: tuple[Path, str]) -> None:
@@ -86,7 +85,6 @@ class TestAlone:
         assert "8. Production-ready inference pipeline" in out
 
 
-@pytest.mark.serial
 @pytest.mark.timeout(900)
 def test_s03_c03_as_a_run_it_is_killed_and_repeats_neither_fit_nor_test(tmp_path: Path) -> None:
     journal = tmp_path / "journal"

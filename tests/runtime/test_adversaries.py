@@ -8,8 +8,6 @@ import pytest
 
 from tests.runtime.processes import run_ranks
 
-pytestmark = pytest.mark.serial
-
 
 def trained(folder: Path, world: int, *arguments: object) -> dict[str, Any]:
     out = folder / f"{world}.json"

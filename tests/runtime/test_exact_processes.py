@@ -7,8 +7,6 @@ import pytest
 
 from tests.runtime.processes import Exact
 
-pytestmark = pytest.mark.serial
-
 SAME = ("weights", "result", "metrics", "batches", "steps", "random")
 
 

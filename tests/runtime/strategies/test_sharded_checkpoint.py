@@ -7,7 +7,6 @@ import pytest
 
 from tests.runtime.processes import run_ranks
 
-pytestmark = pytest.mark.serial
 ROOT = Path(__file__).parents[3]
 
 

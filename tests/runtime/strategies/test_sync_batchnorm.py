@@ -11,8 +11,6 @@ import everstep as L
 from tests.runtime.build import trainer
 from tests.runtime.strategies.models import Blocks, loader
 
-pytestmark = pytest.mark.serial
-
 
 class Normed(Blocks):
     def make(self) -> None:
