@@ -9,7 +9,7 @@ DEMO_STAMP := $(VENV)/.installed-demo
 export PYTHONSAFEPATH := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check generate bench clean cluster-up cluster-test cluster-down
+.PHONY: help setup demo test test-ranks check generate bench clean cluster-up cluster-test cluster-down
 
 help:  ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 21
@@ -30,8 +30,11 @@ demo: $(DEMO_STAMP)  ## the main job: train on three nodes, lose a rank, resume,
 	$(BIN)/python examples/digits/demo.py
 
 test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves
-	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m "not serial and not cluster"
+	$(BIN)/python -m pytest -q -n 2 -m "not serial and not ranks and not cluster"
 	$(BIN)/python -m pytest -q -m "serial and not cluster"
+
+test-ranks: $(STAMP)  ## more tests: strategies, metrics, callbacks and examples on several ranks
+	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m ranks
 
 check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh
 	$(BIN)/ruff check .

@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Its folder and all that it has printed."""
     folder = tmp_path_factory.mktemp("cifar10")
     words = [sys.executable, EXAMPLE / "train.py", "--folder", folder, "--epochs", "2", "--images", "120"]
-    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=400)
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(PYTHONSAFEPATH=""), timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder, done.stdout
 
@@ -43,6 +43,7 @@ def line_after(words: str, out: str) -> str:
     return next(line for line in out.splitlines() if line.startswith(words)).removeprefix(words).strip()
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(450)
 class TestAlone:
     def test_s47_s110_s111_s112_it_trains(self, finished: tuple[Path, str]) -> None:
@@ -85,6 +86,7 @@ class TestAlone:
         assert "8. Production-ready inference pipeline" in out
 
 
+@pytest.mark.ranks
 @pytest.mark.timeout(900)
 def test_s03_c03_as_a_run_it_is_killed_and_repeats_neither_fit_nor_test(tmp_path: Path) -> None:
     journal = tmp_path / "journal"

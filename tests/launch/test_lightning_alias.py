@@ -96,6 +96,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.ranks
 def test_s100_everstep_launch_runs_a_script_unedited(tmp_path: Path) -> None:
     """In the worker and in what it spawns; and the user's own sitecustomize still runs."""
     mine = tmp_path / "mine"

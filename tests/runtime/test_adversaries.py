@@ -8,6 +8,8 @@ import pytest
 
 from tests.runtime.processes import run_ranks
 
+pytestmark = pytest.mark.ranks
+
 
 def trained(folder: Path, world: int, *arguments: object) -> dict[str, Any]:
     out = folder / f"{world}.json"

@@ -7,6 +7,8 @@ import pytest
 
 from tests.runtime.processes import Exact
 
+pytestmark = pytest.mark.serial
+
 SAME = ("weights", "result", "metrics", "batches", "steps", "random")
 
 

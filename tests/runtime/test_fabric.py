@@ -69,6 +69,7 @@ def test_s11_a_loop_of_ones_own_is_a_plain_loop() -> None:
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("accumulate", [False, True])
 @pytest.mark.parametrize("strategy", ["ddp_fork", "fsdp"])
 def test_s11_on_several_ranks(strategy: str, accumulate: bool) -> None:
@@ -77,6 +78,7 @@ def test_s11_on_several_ranks(strategy: str, accumulate: bool) -> None:
     close(fabric.launch(loop, 2, None, accumulate), plain())
 
 
+@pytest.mark.ranks
 def test_s11_saved_on_two_ranks_goes_on_on_one(tmp_path: Path) -> None:
     path = tmp_path / "state.ckpt"
     L.Fabric(accelerator="cpu", devices=2, strategy=FSDPStrategy(start_method="fork")).launch(loop, 1, path)
@@ -98,6 +100,7 @@ def talk(fabric: L.Fabric) -> list[Any]:
     ]
 
 
+@pytest.mark.ranks
 def test_s11_ranks_talk() -> None:
     fabric = L.Fabric(accelerator="cpu", devices=3, strategy="ddp_fork")
     assert fabric.launch(talk) == [2.0, 6, [[0], [1], [2]], {"from": 1}, 3, True]

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.runtime.processes import run_ranks
 
 
@@ -14,6 +16,7 @@ def train(folder: Path, name: str, world: int, *ckpt_path: object) -> list[dict[
     return [json.loads((folder / f"{name}.{rank}").read_text()) for rank in range(world)]
 
 
+@pytest.mark.ranks
 def test_s50_s81_two_ranks_decide_alike_and_resume_exactly_from_one_file(tmp_path: Path) -> None:
     whole = train(tmp_path, "whole", 2)
     assert whole[0] == whole[1]
@@ -23,6 +26,7 @@ def test_s50_s81_two_ranks_decide_alike_and_resume_exactly_from_one_file(tmp_pat
     assert (again[0]["weights"], again[0]["mean"]) == (whole[0]["weights"], whole[0]["mean"]), "dropout included"
 
 
+@pytest.mark.ranks
 def test_s50_a_file_of_two_ranks_goes_on_on_one(tmp_path: Path) -> None:
     train(tmp_path, "two", 2)
     (one,) = train(tmp_path, "one", 1, tmp_path / "two-files" / "step=3.ckpt")

@@ -87,6 +87,7 @@ def test_s05_csv_is_the_default_and_has_hparams_too(tmp_path: Path) -> None:
     assert yaml.safe_load(Path(runner.logger.log_dir, "hparams.yaml").read_text())["rate"] == 1e-05
 
 
+@pytest.mark.ranks
 def test_s58_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
     script = tmp_path / "script.py"

@@ -244,6 +244,7 @@ def test_s71_mistakes_with_metric_objects_are_named(tmp_path: Path) -> None:
         trainer(tmp_path).test(Matrix(), labelled())
 
 
+@pytest.mark.ranks
 @pytest.mark.parametrize("world", [2, 3])
 def test_s74_metrics_over_ranks_count_each_sample_once(tmp_path: Path, world: int) -> None:
     """21 samples in batches of 4: the last round is uneven, one rank repeats a sample in training."""

@@ -197,6 +197,7 @@ def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
         trainer(tmp_path, callbacks=[BackboneFinetuning()]).fit(Net(), loader())
 
 
+@pytest.mark.ranks
 def test_what_joins_later_is_averaged_over_the_ranks(tmp_path: Path) -> None:
     alone = run_ranks("finetuning.py", [tmp_path / "alone", 8], launched=False)
     ranks = run_ranks("finetuning.py", [tmp_path / "ranks", 4], world=2)

@@ -224,6 +224,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refusal(400, "a request needs a Content-Length")
         if int(length) > BODY_LIMIT:
             self.close_connection = True
+            if int(length) <= 2 * BODY_LIMIT:
+                self.rfile.read(int(length))  # whoever is still sending would not hear the answer
             raise Refusal(400, f"a message of {length} bytes is too long; at most {BODY_LIMIT} are read")
         return self.rfile.read(int(length))
 

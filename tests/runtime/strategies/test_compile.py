@@ -12,7 +12,7 @@ from everstep.strategies import FSDPStrategy
 from tests.runtime.build import trainer
 from tests.runtime.strategies.models import Blocks, loader
 
-pytestmark = [pytest.mark.filterwarnings("default")]  # torch's own, in its compiler
+pytestmark = [pytest.mark.ranks, pytest.mark.filterwarnings("default")]  # torch's own, in its compiler
 
 
 def trained(tmp_path: Path, ranks: int = 1, backend: str | None = None, **more: Any) -> dict[str, Any]:

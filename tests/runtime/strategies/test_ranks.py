@@ -14,6 +14,8 @@ from everstep.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from tests.runtime.build import trainer
 from tests.runtime.strategies.models import Block, Blocks, Divided, Fails, OnMeta, loader
 
+pytestmark = pytest.mark.ranks
+
 GLOBAL_BATCH = 6  # of 22 samples: the last round of an epoch is uneven, over 2 ranks and over 3
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from tests.runtime.processes import run_ranks
 
+pytestmark = pytest.mark.ranks
 ROOT = Path(__file__).parents[3]
 
 

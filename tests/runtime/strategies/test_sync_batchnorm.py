@@ -11,6 +11,8 @@ import everstep as L
 from tests.runtime.build import trainer
 from tests.runtime.strategies.models import Blocks, loader
 
+pytestmark = pytest.mark.ranks
+
 
 class Normed(Blocks):
     def make(self) -> None:
