@@ -33,7 +33,7 @@ test: $(STAMP)  ## the tests: in parallel where that is safe, then those that ne
 	$(BIN)/python -m pytest -q -n 2 -m "not serial and not ranks and not cluster"
 	$(BIN)/python -m pytest -q -m "serial and not cluster"
 
-test-ranks: $(STAMP)  ## more tests: strategies, metrics, callbacks and examples on several ranks
+test-ranks: $(STAMP)  ## more tests: exactness, strategies, metrics, callbacks and examples on several ranks
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m ranks
 
 check: $(STAMP)  ## lint, format, types, import contracts, generated files fresh

@@ -42,7 +42,10 @@ def zipped(files: dict[str, str]) -> bytes:
 
 @pytest.mark.serial
 @pytest.mark.parametrize("packed", [False, True], ids=["files", "archive"])
-def test_everstep_run_brings_the_code(session: Make, tmp_path: Path, packed: bool) -> None:
+def test_everstep_run_brings_the_code(
+    session: Make, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)  # `make` sets it; a script's own folder is not on the path then
     files = {"src/train.py": "import lib\n", "src/lib.py": TINY.read_text()}
     if packed:
         (tmp_path / "code.tar.gz").write_bytes(tar(files))

@@ -7,7 +7,7 @@ import pytest
 
 from tests.runtime.processes import Exact
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.ranks
 
 SAME = ("weights", "result", "metrics", "batches", "steps", "random")
 
