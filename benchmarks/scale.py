@@ -30,6 +30,8 @@ from aiohttp import web
 
 from everstep_operator.cluster.kubernetes import ApiServer, configuration
 from everstep_operator.cluster.kubernetes.informer import list_all
+from everstep_operator.cluster.state import free_ports
+from everstep_operator.settings import COORDINATOR_PORT
 from everstep_protocol import codec
 from everstep_protocol.messages import Goodput, Intent, Progress, Report, RunState
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
@@ -38,14 +40,14 @@ NAMESPACE = "everstep-scale"
 RUNS = f"/apis/everstep.dev/v1alpha1/namespaces/{NAMESPACE}/trainingruns"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 POLICIES = "/apis/admissionregistration.k8s.io/v1"
-PORT, STUB_PORT = 18_099, 8_321
+PORT, STUB_PORT = free_ports(2)
 KEY = b"not a secret, but long enough"
 
 
 # --- the stub of all coordinators -----------------------------------------------------------------------------------
 
 
-def stub() -> None:
+def stub(port: int) -> None:
     """Answers for every coordinator; whose run is asked for, the token says."""
     intents: dict[str, Intent] = {}
     began = time.time()
@@ -69,7 +71,7 @@ def stub() -> None:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
-    web.run_app(app, port=STUB_PORT, access_log=None, print=None)
+    web.run_app(app, port=port, access_log=None, print=None)
 
 
 # --- the cluster ----------------------------------------------------------------------------------------------------
@@ -168,7 +170,8 @@ class Operator:
         rest = ["--token-key-file", str(key), "--port", str(PORT)]
         self.log = folder / "operator.log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*command, *images, *rest], stdout=log, stderr=log)
+            environment = os.environ | {COORDINATOR_PORT: str(STUB_PORT)}
+            self.process = subprocess.Popen([*command, *images, *rest], env=environment, stdout=log, stderr=log)
 
     def end(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -295,7 +298,7 @@ async def measure(api: ApiServer, size: int, workers: int, rest: float, folder: 
 
 @contextlib.contextmanager
 def stub_running() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-P", __file__, "--stub"])
+    process = subprocess.Popen([sys.executable, "-P", __file__, "--stub", str(STUB_PORT)])
     try:
         yield
     finally:
@@ -327,9 +330,9 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", default="50,100,200", help="numbers of runs, with commas between")
     parser.add_argument("--workers", type=int, default=4, help="pods of each run beside its coordinator")
     parser.add_argument("--rest", type=float, default=60.0, metavar="SECONDS", help="how long the rest is watched")
-    parser.add_argument("--stub", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--stub", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.stub:
-        stub()
+        stub(arguments.stub)
     else:
         asyncio.run(main([int(size) for size in arguments.sizes.split(",")], arguments.workers, arguments.rest))

@@ -24,7 +24,8 @@ class KeyedQueue(Generic[K]):
         """
         Args:
             work: looks at a key; returns seconds until it wants to look again, None: when it is added again.
-            after_failure: key, what `work` raised, how often in a row → seconds until it is tried again.
+            after_failure: key, what `work` raised, how often in a row → seconds until it is tried again, whatever
+                happens meanwhile: who was refused, or told to come later, would be refused again.
             workers: so many keys are worked on at the same time.
             worked: told how long a key that was added for now has waited until its work was done, in seconds.
         """
@@ -38,6 +39,7 @@ class KeyedQueue(Generic[K]):
         self._busy: set[K] = set()
         self._asked: dict[K, float] = {}
         self._failures: dict[K, int] = {}
+        self._not_before: dict[K, float] = {}  # of those whose last look failed
         self._woken = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         #: Clear it, and nothing new is begun.
@@ -49,7 +51,7 @@ class KeyedQueue(Generic[K]):
         now = asyncio.get_running_loop().time()
         if after <= 0:
             self._asked.setdefault(key, now)
-        due = now + after
+        due = max(now + after, self._not_before.get(key, 0.0))
         if self._due.get(key, due + 1) > due:
             self._due[key] = due
             heapq.heappush(self._order, (due, next(self._count), key))
@@ -112,11 +114,14 @@ class KeyedQueue(Generic[K]):
         try:
             again = await self._work(key)
             self._failures.pop(key, None)
+            self._not_before.pop(key, None)
             if asked is not None:
                 self._worked(asyncio.get_running_loop().time() - asked)
         except Exception as error:
             failures = self._failures[key] = self._failures.get(key, 0) + 1
             again = self._after_failure(key, error, failures)
+            self._not_before[key] = asyncio.get_running_loop().time() + again
+            self._due.pop(key, None)  # what was asked meanwhile waits, too
         finally:
             self._free += 1
             self._busy.discard(key)

@@ -18,6 +18,7 @@ RUNTIME_IMAGE = "EVERSTEP_RUNTIME_IMAGE"
 PULL_POLICY = "EVERSTEP_IMAGE_PULL_POLICY"
 PULL_SECRETS = "EVERSTEP_IMAGE_PULL_SECRETS"
 MONITORING_NAMESPACES = "EVERSTEP_MONITORING_NAMESPACES"
+COORDINATOR_PORT = "EVERSTEP_COORDINATOR_PORT"
 TOKEN_KEY_FILE = "EVERSTEP_TOKEN_KEY_FILE"
 
 
@@ -64,6 +65,7 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] = os.env
             runtime_image=images["--runtime-image"],
             image_pull_policy=environ.get(PULL_POLICY) or None,
             image_pull_secrets=_names(environ.get(PULL_SECRETS)),
+            coordinator_port=_port(environ),
             operator_namespace=own_namespace,
             monitoring_namespaces=_names(environ.get(MONITORING_NAMESPACES)),
         ),
@@ -72,6 +74,13 @@ def from_arguments(args: argparse.Namespace, environ: Mapping[str, str] = os.env
         holder=f"{environ.get(POD) or socket.gethostname()}-{uuid.uuid4().hex[:8]}",
         port=args.port,
     )
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    given = environ.get(COORDINATOR_PORT) or str(RenderSettings.coordinator_port)
+    if not given.isdecimal() or not 0 < int(given) < 65_536:
+        raise Unusable(f"{COORDINATOR_PORT} is {given}: it has to be a port, 1 to 65535")
+    return int(given)
 
 
 def _names(joined: str | None) -> tuple[str, ...]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
-from everstep_operator.api.manifest import ManifestError, load, parse
+from everstep_operator.api.manifest import ManifestError, load, parse, sentences
+from everstep_operator.api.trainingrun import Status, TrainingRun
 from tests.api.objects import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,21 @@ def test_metadata() -> None:
     )
     legal = body + "metadata: {name: a, finalizers: [x], ownerReferences: [], managedFields: []}\n"
     assert parse(legal, "run.yaml").metadata.name == "a"
+
+
+def test_status_is_the_operators_and_left_out() -> None:
+    """What `kubectl get -o yaml` wrote is a manifest, as for an API server."""
+    assert parse(GOOD + "status: {phase: Failed, restarts: 3}\n", "run.yaml").status == Status()
+
+
+def test_status_that_nobody_understands_is_told_in_our_words() -> None:
+    document = yaml.safe_load(GOOD) | {"status": {"phase": "Foo", "startTime": "noon"}}
+    with pytest.raises(ValidationError) as error:
+        TrainingRun.model_validate(document, by_alias=True, by_name=False)
+    phase, time = sentences(error.value)
+    assert phase.startswith("status.phase must be 'Pending', 'Starting'")
+    assert phase.endswith(', not "Foo"')
+    assert time == 'status.startTime must be a time such as 2026-01-31T12:00:00Z, not the text "noon"'
 
 
 # --- several at once ------------------------------------------------------------------------------------------------

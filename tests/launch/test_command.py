@@ -9,8 +9,10 @@ import pytest
 
 from everstep.errors import ConfigurationError
 from everstep.launch import command, settings
+from everstep.launch.agent import _STOPPED_BY
 from everstep.launch.coordinators import GivenCoordinator, OwnCoordinator
 from everstep_protocol import env
+from everstep_protocol.reasons import EXIT_STOPPED
 
 from .harness import environment
 
@@ -193,3 +195,10 @@ def test_launching_loads_no_torch() -> None:
         "assert not {'torch', 'numpy', 'everstep_operator', 'pydantic'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=environment())
+
+
+def test_help_names_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse("--help")
+    told = capsys.readouterr().out.rpartition("exit status:")[2]
+    assert {int(word) for word in told.split() if word.isdecimal()} == {0, 1, 2, EXIT_STOPPED, *_STOPPED_BY.values()}

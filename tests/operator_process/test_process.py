@@ -1,5 +1,6 @@
 """`everstep operator`, the process, against the emulated API. Pods are real processes."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from everstep_operator import settings
 from everstep_operator.cluster.state import free_ports
 from everstep_protocol import labels
 from tests.emulated import EmulatedCluster
@@ -31,6 +33,7 @@ class Cluster(EmulatedCluster):
         self.key.write_text("a key of thirty-two secret bytes")
         self.kept = folder / "keep"
         self.kept.touch()
+        self.coordinator_port = free_ports(1)[0]
         self.operators: list[Operator] = []
 
     def operator(self) -> "Operator":
@@ -64,8 +67,9 @@ class Operator:
         images = ("--operator-image", "operator", "--runtime-image", "runtime")
         key = ("--token-key-file", str(cluster.key))
         command = [sys.executable, "-P", "-m", "everstep.cli", "operator", *where, *images, *key]
+        environment = os.environ | {settings.COORDINATOR_PORT: str(cluster.coordinator_port)}
         with self.log.open("wb") as output:
-            self.process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
 
     def ask(self, path: str) -> tuple[int, str]:
         try:

@@ -136,6 +136,22 @@ def test_failures_wait_longer_and_longer_until_one_look_succeeds() -> None:
     assert desk.times("a") == [0.0, 11.0, 112.0, 116.0, 127.0], "10, 100, then 3 as wished, then 10 again"
 
 
+@pytest.mark.parametrize("when", [0.5, 5.0], ids=["during the look", "after it"])
+def test_an_event_does_not_shorten_the_wait_after_a_failure(when: float) -> None:
+    desk = Desk()
+    desk.answers["a"] = [OSError("refused"), OSError("refused")]
+
+    async def story() -> None:
+        desk.queue.add("a")
+        await asyncio.sleep(when)
+        desk.queue.add("a")
+        await asyncio.sleep(200)
+        desk.queue.add("a")
+
+    told(desk, story)
+    assert desk.times("a") == [0.0, 11.0, 112.0, 200.0 + when], "and after a success events are heard at once again"
+
+
 def test_a_closed_queue_begins_nothing_and_forgets_nothing() -> None:
     desk = Desk()
 

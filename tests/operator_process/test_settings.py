@@ -24,6 +24,7 @@ ENVIRONMENT = {
     "EVERSTEP_OPERATOR_NAMESPACE": "system",
     "EVERSTEP_MONITORING_NAMESPACES": "prometheus,grafana",
     "EVERSTEP_TOKEN_KEY_FILE": "/key",
+    "EVERSTEP_COORDINATOR_PORT": "9000",
 }
 
 
@@ -35,6 +36,7 @@ def test_variables_of_the_chart_shape_pods() -> None:
         runtime_image="runtime:1",
         image_pull_policy="Never",
         image_pull_secrets=("a", "b"),
+        coordinator_port=9000,
         operator_namespace="system",
         monitoring_namespaces=("prometheus", "grafana"),
     )
@@ -54,3 +56,9 @@ def test_what_is_missing_is_named(missing: str) -> None:
     environment = {name: value for name, value in ENVIRONMENT.items() if name != missing}
     with pytest.raises(Unusable, match="--operator-image" if "IMAGE" in missing else "--token-key-file"):
         from_arguments(parsed(), environment)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1"])
+def test_a_port_that_is_none_is_refused(port: str) -> None:
+    with pytest.raises(Unusable, match=f"EVERSTEP_COORDINATOR_PORT is {port}"):
+        from_arguments(parsed(), ENVIRONMENT | {"EVERSTEP_COORDINATOR_PORT": port})

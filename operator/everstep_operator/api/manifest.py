@@ -45,6 +45,7 @@ def parse(text: str, source: str) -> TrainingRun:
     """
     document = _document(text, source)
     _check_kind(document, source)
+    document.pop("status", None)  # as an API server does it: what `kubectl get -o yaml` wrote is a manifest, too
     errors = _unknown_metadata(document)
     try:
         run = TrainingRun.model_validate_json(json.dumps(document, allow_nan=False), by_alias=True, by_name=False)
@@ -157,7 +158,7 @@ def _joined(source: str, errors: list[str]) -> str:
 def _sentence(error: dict[str, Any]) -> str:
     """One of pydantic's errors in our words."""
     where, kind, value, context = _path(error["loc"]), error["type"], error["input"], error.get("ctx", {})
-    wanted = _WANTED.get(kind)
+    wanted = "a time such as 2026-01-31T12:00:00Z" if kind.startswith("datetime_") else _WANTED.get(kind)
     if kind == "rule":
         return str(context["sentence"])
     if kind == "extra_forbidden":
@@ -167,7 +168,7 @@ def _sentence(error: dict[str, Any]) -> str:
         return f"{where} is missing{_what_is(error['loc'])}"
     if wanted is not None:
         return f"{where} must be {wanted}, not {_kind_of(value)}{_unquote(kind, value)}"
-    if kind == "literal_error":
+    if kind in ("literal_error", "enum"):
         return f"{where} must be {context['expected']}, not {_shown(value)}"
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = f"at least {context['ge']:g}" if "ge" in context else f"at most {context['le']:g}"

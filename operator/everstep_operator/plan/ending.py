@@ -7,7 +7,7 @@ from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
 from everstep_operator.plan import waiting
 from everstep_operator.plan.conditions import COMPLETE, FAILED, PROGRESS_REPORTED, with_condition
 from everstep_operator.plan.model import Action, DeleteRun, Observed, Pod
-from everstep_operator.plan.pods import delete, workers
+from everstep_operator.plan.pods import by_place, delete, workers
 from everstep_operator.plan.restart import Counted, details
 from everstep_protocol.messages import RunState
 from everstep_protocol.reasons import Reason
@@ -39,7 +39,8 @@ def ending(run: TrainingRun, counted: Counted, observed: Observed, now: datetime
         reason = str(report.failures[-1].reason) if report.failures else "Failed"
         where = f" ({details(status.attempts[-1])})" if report.failures and status.attempts else ""
         return Ending(Phase.FAILED, reason, f"{report.message or 'the coordinator gave up'}{where}")
-    if all(_has_finished(observed, node) for node in range(run.spec.num_nodes)):
+    places = by_place(observed)
+    if all(_has_finished(places.get(node, [])) for node in range(run.spec.num_nodes)):
         return Ending(Phase.SUCCEEDED, "Completed", "every rank exited 0")
     hopeless = [attempt for attempt in counted.new if attempt.reason in _HOPELESS]
     if hopeless:
@@ -53,10 +54,9 @@ def ending(run: TrainingRun, counted: Counted, observed: Observed, now: datetime
     return _never_begins(run, status, observed, now)
 
 
-def _has_finished(observed: Observed, node: int) -> bool:
+def _has_finished(there: list[Pod]) -> bool:
     """The newest pod of this node is done. An older one that a dead node never lets go has no say."""
-    there: list[Pod] = [pod for pod in workers(observed) if pod.node == node]
-    return bool(there) and max(there, key=lambda pod: pod.attempt).phase == "Succeeded"
+    return bool(there) and there[-1].phase == "Succeeded"
 
 
 def _never_begins(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Ending | None:

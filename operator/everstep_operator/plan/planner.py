@@ -9,7 +9,7 @@ from everstep_operator.plan.ending import Ending
 from everstep_operator.plan.events import changes
 from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
 from everstep_operator.plan.lost import excluded_nodes, look_for_losses
-from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, SendIntent
+from everstep_operator.plan.model import Action, CreatePod, Observed, Plan, Pod, SendIntent
 from everstep_operator.plan.phase import next_phase
 from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, count_failures, details, replace_after
 from everstep_operator.plan.status import learn
@@ -111,7 +111,7 @@ def _stop(
     if status.phase is Phase.RUNNING and status.nodes.ready < run.spec.min_nodes:
         status = status.model_copy(update={"phase": Phase.RESTARTING})  # a pod was lost meanwhile
     # Without a coordinator nobody could agree on a step.
-    place = _fill(run, status, observed, None, cause)
+    place = _fill(run, status, observed, None, pods.by_place(observed).get(None, []), cause)
     status = place.status
     actions = [*place.actions, *_tell(run, status, observed, cause)]
     return Plan(status, tuple(actions), POLL_SECONDS)
@@ -139,11 +139,13 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
     pause = _pause(run, status, now)
     stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
     actions += [pods.delete(pod) for pod in stale]
+    places = pods.by_place(observed)
     for node in (None, *range(run.spec.num_nodes)):
-        if pause > 0 and node is not None and any(map(pods.died, pods.in_place(observed, node))):
+        there = places.get(node, [])
+        if pause > 0 and node is not None and any(map(pods.died, there)):
             wake_after = min(wake_after, pause)
             continue
-        place = _fill(run, status, observed, node, None)
+        place = _fill(run, status, observed, node, there, None)
         status = place.status
         actions += place.actions
     actions += _tell(run, status, observed, None)
@@ -162,9 +164,10 @@ class _Place:
     actions: tuple[Action, ...] = ()
 
 
-def _fill(run: TrainingRun, status: Status, observed: Observed, node: int | None, stop: StopCause | None) -> _Place:
-    """See that one pod holds the place of a node, or of the coordinator (None)."""
-    there = pods.in_place(observed, node)
+def _fill(
+    run: TrainingRun, status: Status, observed: Observed, node: int | None, there: list[Pod], stop: StopCause | None
+) -> _Place:
+    """See that one pod holds the place of a node, or of the coordinator (None). `there`: those that do, newest last."""
     going = [pod for pod in there if pod.terminating and not pod.finished]
     alive = [pod for pod in there if not pod.terminating and not pod.finished]
     if alive:

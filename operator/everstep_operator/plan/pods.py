@@ -133,10 +133,12 @@ def running_workers(observed: Observed) -> list[Pod]:
     return [pod for pod in workers(observed) if pod.phase == "Running" and not pod.terminating]
 
 
-def in_place(observed: Observed, node: int | None) -> list[Pod]:
-    """All pods for a node index, or for the coordinator (None); the newest last."""
-    role = labels.COORDINATOR if node is None else labels.WORKER
-    return [pod for pod in observed.pods if pod.role == role and pod.node == node]
+def by_place(observed: Observed) -> dict[int | None, list[Pod]]:
+    """The pods of each node index, and of the coordinator (None); the newest last."""
+    places: dict[int | None, list[Pod]] = {}
+    for pod in observed.pods:
+        places.setdefault(None if pod.role == labels.COORDINATOR else pod.node, []).append(pod)
+    return places
 
 
 def newest_attempt(observed: Observed) -> int:

@@ -41,6 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str
         "Every flag can be set by a variable as well: --nproc-per-node is PET_NPROC_PER_NODE, and so on.\n"
         "Workers get OMP_NUM_THREADS=1 and a fixed PYTHONHASHSEED unless these are set."
     )
+    parser.epilog = (
+        "exit status: 0 done, 1 the run failed, 2 wrong usage;\n"
+        "stopped after saving: 85 by the coordinator, 130 by Ctrl-C, 143 by SIGTERM"
+    )
     option = _Options(parser, environment)
     option("--nnodes", default="1", type=_nodes, help="nodes of the run: N, or MIN:MAX")
     option(
