@@ -18,12 +18,13 @@ from aiohttp import web
 
 from everstep_operator.api.trainingrun import GROUP, VERSION
 from everstep_operator.cluster.kubernetes import (
+    Answers,
     ApiServer,
     KubernetesCluster,
     Lease,
     Tokens,
-    authorization,
     configuration,
+    traced_session,
 )
 from everstep_operator.cluster.port import ClusterError, Invalid, NotFound, RunKey, Unavailable
 from everstep_operator.metrics import CONTENT_TYPE, Metrics
@@ -44,6 +45,8 @@ _AWAY = Backoff(initial_seconds=0.5, factor=2.0, max_seconds=5.0)
 _REFUSED = Backoff(initial_seconds=1.0, factor=2.0, max_seconds=60.0)
 #: API servers send bookmarks once a minute; a watch that has heard nothing for so long hears nothing any more.
 DEAF_SECONDS = 300.0
+#: kopf's watch is known by the answers with which it begins, and begins anew after this long at the latest.
+RUNS_WATCH_SECONDS = 600
 #: The Lease is renewed with less patience than it lasts.
 LEASE_REQUEST_SECONDS = 3.0
 RETRY_SECONDS = 1.0
@@ -56,6 +59,7 @@ class Operator:
 
     def __init__(self, cluster: KubernetesCluster, lease: Lease, metrics: Metrics) -> None:
         self.cluster = cluster
+        self.answers = Answers(PLURAL)  # to kopf's watch of TrainingRuns
         self.lease = lease
         self.metrics = metrics
         self.queue: KeyedQueue[RunKey] = KeyedQueue(
@@ -117,12 +121,15 @@ class Operator:
 
     def healthz(self) -> str | None:
         """What is wrong, if something is."""
-        deaf = max(informer.silent_seconds() for informer in self.cluster.informers())
+        deaf = max(
+            self.answers.silent_seconds() - RUNS_WATCH_SECONDS,
+            *(informer.silent_seconds() for informer in self.cluster.informers()),
+        )
         return f"nothing was heard from the API server for {deaf:.0f} s" if deaf > DEAF_SECONDS else None
 
     def readyz(self) -> str | None:
         waiting = [informer.path for informer in self.cluster.informers() if not informer.synced.is_set()]
-        return f"not yet listed: {', '.join(waiting)}" if waiting else None
+        return f"not yet listed: {', '.join(waiting)}" if waiting else self.answers.wrong()
 
 
 async def run(settings: Settings) -> None:
@@ -207,7 +214,7 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
         try:
             await operator.cluster.list_runs()  # without TrainingRuns in the cluster kopf would wait for ever
             await kopf.operator(
-                registry=registry(operator.cluster, settings.kubeconfig),
+                registry=registry(operator, settings.kubeconfig),
                 settings=kopf_settings(),
                 standalone=True,
                 clusterwide=not settings.namespaces,
@@ -215,35 +222,26 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
             )
             return
         except NotFound:
-            log.error("this cluster knows no TrainingRuns yet: kubectl apply -f crds/everstep.dev_trainingruns.yaml")
-            await asyncio.sleep(RETRY_SECONDS)
+            why = "this cluster knows no TrainingRuns yet: kubectl apply -f crds/everstep.dev_trainingruns.yaml"
         except Exception as error:
-            log.error("the watch of TrainingRuns has ended and is begun again: %s", error)
-            await asyncio.sleep(RETRY_SECONDS)
+            why = f"the watch of TrainingRuns has ended and is begun again: {error}"
+        log.error("%s", why)
+        operator.answers.end(why)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
-def registry(cluster: KubernetesCluster, kubeconfig: str | None) -> kopf.OperatorRegistry:
+def registry(operator: Operator, kubeconfig: str | None) -> kopf.OperatorRegistry:
     handlers = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=handlers)
-    async def login(**_: Any) -> kopf.ConnectionInfo:
+    async def login(**_: Any) -> kopf.AiohttpSession:
         found = await configuration(kubeconfig)
-        header = (await authorization(found)).get("authorization", "")
-        scheme, token = (*header.split(" ", 1), "", "")[:2]
-        return kopf.ConnectionInfo(
-            server=found.host,
-            ca_path=found.ssl_ca_cert,
-            ca_data=found.ca_cert_data,
-            insecure=not found.verify_ssl,
-            certificate_path=found.cert_file,
-            private_key_path=found.key_file,
-            scheme=scheme or None,
-            token=token or None,
-        )
+        session = await traced_session(found, operator.answers.trace())
+        return kopf.AiohttpSession(server=found.host, aiohttp_session=session)
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=handlers)
     async def changed(event: kopf.RawEvent, **_: Any) -> None:
-        cluster.run_changed(event["type"], dict(event["object"]))
+        operator.cluster.run_changed(event["type"], dict(event["object"]))
 
     return handlers
 
@@ -257,7 +255,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 15.0
     settings.networking.connect_timeout = 5.0
     settings.networking.error_backoffs = itertools.repeat(2.0)  # an API server may be away for longer than a minute
-    settings.watching.server_timeout = 600  # whole: an API server reads no decimals
+    settings.watching.server_timeout = RUNS_WATCH_SECONDS  # whole: an API server reads no decimals
     settings.watching.connect_timeout = 5.0
     settings.watching.chunk_size = 500
     settings.queueing.idle_timeout = 1.0

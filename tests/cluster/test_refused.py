@@ -31,6 +31,16 @@ def test_a_secret_that_is_not_there_fails_fast_and_is_named(start: Start) -> Non
     assert "nobody-made-this" in status["message"]
 
 
+def test_a_volume_that_cannot_be_mounted_fails_fast_in_the_words_of_the_kubelet(start: Start) -> None:
+    """Its pod says ContainerCreating for ever; only Events tell."""
+    manifest = tiny("no-volume", "--steps", 5)
+    volume = {"name": "extra", "secret": {"secretName": "nobody-made-this-either"}}
+    manifest["spec"]["podTemplate"] = {"spec": {"volumes": [volume]}}
+    status = start(manifest).phase("Failed", seconds=120)
+    assert status["reason"] == "Config"
+    assert 'secret "nobody-made-this-either" not found' in status["message"]
+
+
 def test_unschedulable_is_pending_with_the_words_of_the_scheduler(start: Start) -> None:
     manifest = tiny("too-big", "--steps", 5)
     manifest["spec"]["trainer"]["resources"] = {"requests": {"cpu": "4000"}}

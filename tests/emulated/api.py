@@ -347,6 +347,13 @@ def _matches(request: kmock.Request, item: Object) -> bool:
         name, equals, value = term.partition("=")
         if name not in marks or (equals and marks[name] != value):
             return False
+    for term in filter(None, request.params.get("fieldSelector", "").split(",")):
+        path, _, value = term.partition("=")
+        field: Any = item
+        for name in path.split("."):
+            field = (field or {}).get(name)
+        if field != value:
+            return False
     return True
 
 

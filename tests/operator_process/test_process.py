@@ -16,8 +16,8 @@ import pytest
 from everstep_operator import settings
 from everstep_operator.cluster.state import free_ports
 from everstep_protocol import labels
-from tests.emulated import EmulatedCluster
-from tests.emulated.api import Object
+from tests.emulated import EmulatedCluster, Fault
+from tests.emulated.api import Object, Status
 from tests.operator_process.world import manifest
 
 pytestmark = pytest.mark.serial
@@ -199,6 +199,23 @@ def test_an_api_server_that_is_away_is_waited_for(cluster: Cluster) -> None:
     cluster.api.away = False
     wait(lambda: cluster.phase() == "Succeeded", operator.log.read_text())
     assert operator.process.poll() is None
+
+
+def test_ready_only_while_its_watch_of_runs_works(cluster: Cluster) -> None:
+    """Pods and nodes may be watched as before; runs that are applied now would be seen by nobody."""
+    operator = cluster.operator()
+    wait(lambda: operator.ask("/readyz")[0] == 200, operator.log.read_text())
+    refused = Status(403, "Forbidden", "trainingruns is forbidden: somebody has changed the role")
+    cluster.api.faults.append(Fault("GET", "trainingruns", refused, times=1_000_000))
+    cluster.do(cluster.api.forget_history())
+    wait(lambda: operator.ask("/readyz")[0] == 503, operator.log.read_text())
+    assert "trainingruns: HTTP 403" in operator.ask("/readyz")[1]
+    assert "trainingruns: HTTP 403" in operator.log.read_text()
+    assert operator.ask("/healthz") == (200, "ok\n"), "another process would be refused as well"
+    cluster.api.faults.clear()
+    wait(lambda: operator.ask("/readyz") == (200, "ok\n"), operator.log.read_text())
+    cluster.start()
+    wait(lambda: len(cluster.running()) == 2, operator.log.read_text())
 
 
 def test_a_run_that_cannot_be_understood_says_why(cluster: Cluster) -> None:

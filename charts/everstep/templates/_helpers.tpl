@@ -57,7 +57,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
   verbs: [create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]  # those about pods that do not start
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [create, patch]

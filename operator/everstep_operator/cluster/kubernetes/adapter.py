@@ -16,6 +16,7 @@ from everstep_operator.api.manifest import sentences
 from everstep_operator.api.trainingrun import API_VERSION, GROUP, KIND, VERSION, Status, TrainingRun
 from everstep_operator.cluster import render
 from everstep_operator.cluster.kubernetes.api import APPLY, MERGE_PATCH, ApiServer
+from everstep_operator.cluster.kubernetes.complaints import Complaints
 from everstep_operator.cluster.kubernetes.coordinators import Coordinators, Tokens
 from everstep_operator.cluster.kubernetes.events import Events
 from everstep_operator.cluster.kubernetes.informer import Informer, list_all
@@ -74,6 +75,7 @@ class KubernetesCluster:
         self._may_write = may_write
         self._saved = saved
         self._events = Events(api)
+        self._complaints = Complaints(api)
         self._machines = MachineView(self._machine_changed)
         self._pods: dict[str, PodView] = {}  # by namespace; "": all of them
         self._pod_informers: dict[str, Informer] = {}
@@ -185,7 +187,9 @@ class KubernetesCluster:
             return
         self._may_write()
         change = {"status": {"reason": INVALID, "message": str(why)}}
-        await self._api.request("PATCH", f"{_run_path(key)}/status", body=change, content_type=MERGE_PATCH)
+        self._remember(
+            await self._api.request("PATCH", f"{_run_path(key)}/status", body=change, content_type=MERGE_PATCH)
+        )
 
     async def delete_run(self, run: TrainingRun) -> None:
         self._may_write()
@@ -216,6 +220,7 @@ class KubernetesCluster:
             del self._runs[key]
         self._applied.pop(uid, None)
         self._with_secret.discard(uid)
+        self._complaints.forget(uid)
 
     # Pods.
 
@@ -226,7 +231,8 @@ class KubernetesCluster:
             ours = {"labelSelector": f"{labels.RUN_UID}={run.metadata.uid}"}
             items, version = await list_all(self._api, path, ours, seen)
             view.listed_run(run.metadata.uid, items, version)
-        return [self._with_machine(item) for item in view.of(run.metadata.uid)]
+        items = await self._complaints.explain(run.metadata.uid, view.of(run.metadata.uid))
+        return [self._with_machine(item) for item in items]
 
     async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
         await self._apply_children(run)

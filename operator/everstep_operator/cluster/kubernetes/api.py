@@ -69,6 +69,16 @@ async def authorization(configuration: Configuration) -> dict[str, str]:
     return {s["key"]: s["value"] for s in settings.values() if s["in"] == "header" and s["value"]}
 
 
+async def traced_session(configuration: Configuration, trace: aiohttp.TraceConfig) -> aiohttp.ClientSession:
+    """For a client that is not ours. Its token is of now: after a 401 it has to ask for another session."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0, ssl=_tls(configuration)),
+        headers=await authorization(configuration),
+        proxy=configuration.proxy or None,
+        trace_configs=[trace],
+    )
+
+
 class ApiServer:
     """One API server. To be closed."""
 

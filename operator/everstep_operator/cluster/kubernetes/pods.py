@@ -19,7 +19,8 @@ _CLUSTERS_OWN = frozenset(
 )
 #: A kubelet that cannot fit a pod says OutOfcpu, OutOfmemory, OutOfpods, OutOfnvidia.com/gpu, …
 _NO_ROOM = "OutOf"
-_ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
+#: Reasons of a container that waits for what comes before it, and so explain nothing.
+ON_ITS_WAY = ("ContainerCreating", "PodInitializing")
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def _why_waiting(status: dict[str, Any]) -> tuple[str, str]:
             return condition.get("reason") or "", condition.get("message") or condition.get("reason") or ""
     statuses = [*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or [])]
     waiting = [s["state"]["waiting"] for s in statuses if "waiting" in (s.get("state") or {})]
-    stuck = [w for w in waiting if w.get("reason") not in _ON_ITS_WAY]
+    stuck = [w for w in waiting if w.get("reason") not in ON_ITS_WAY]
     for w in [*stuck, *waiting]:
         reason = w.get("reason") or ""
         return reason, f"{reason}: {w['message']}" if w.get("message") else reason
