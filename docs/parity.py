@@ -1,11 +1,13 @@
 """Write docs/parity.md: each row of parity.csv and the tests named after it. `make generate` runs it.
 
-A test is of row S-50 if its name begins with `test_s50_`, of complaint C7 with `test_c07_`. A row is shown when such a
-test runs without special hardware; a class or function marked `gpu` shows it only where there is one.
+A test's name begins with the rows that it shows: `test_s50_…` is of row S-50, `test_s74_c07_…` of S-74 and of complaint
+C7. A row is shown when such a test runs without special hardware; a class or function marked `gpu` shows it only where
+there is one.
 """
 
 import ast
 import csv
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +35,13 @@ class Test:
     path: str  # from the root
     needs_gpu: bool
 
+    @property
+    def rows(self) -> list[str]:
+        """`test_s50_c09_…` -> ["S-50", "C9"], spelled as in parity.csv."""
+        begin = re.match(r"test_((?:[sc]\d{2,3}_)*)", self.name)
+        ids = begin[1].split("_")[:-1] if begin else []
+        return [f"S-{i[1:]}" if i[0] == "s" else f"C{int(i[1:])}" for i in ids]
+
 
 def tests() -> Iterator[Test]:
     """All test functions below tests/, from the source: nothing is imported or run."""
@@ -50,19 +59,13 @@ def _in(tree: ast.AST, path: str, gpu: bool) -> Iterator[Test]:
                 yield Test(node.name, path, marked)
 
 
-def prefix(row: str) -> str:
-    """`S-50` -> `test_s50_`, `S-104` -> `test_s104_`, `C7` -> `test_c07_`."""
-    letter, number = row[0].lower(), int(row.lstrip("SC-"))
-    return f"test_{letter}{number:02d}_"
-
-
 def page() -> str:
     found = list(tests())
     with (DOCS / "parity.csv").open(newline="") as file:
         rows = [(line["row"], line["feature"]) for line in csv.DictReader(file)]
     lines, counts = [], {"shown": 0, "needs a GPU": 0, "open": 0}
     for row, feature in rows:
-        mine = [test for test in found if test.name.startswith(prefix(row))]
+        mine = [test for test in found if row in test.rows]
         state = "open" if not mine else "needs a GPU" if all(test.needs_gpu for test in mine) else "shown"
         counts[state] += 1
         links = "<br>".join(f"[{test.name}](../{test.path})" for test in mine)

@@ -228,7 +228,7 @@ class SlowPut:
         self._storage.put(key, body, create_only=create_only)
 
 
-def test_saving_does_not_wait_for_the_storage_and_uses_no_collective(folder: Place) -> None:
+def test_c05_saving_does_not_wait_for_the_storage_and_uses_no_collective(folder: Place) -> None:
     """No process group exists here at all, so a collective anywhere would raise."""
     assert not torch.distributed.is_initialized()
     slow = SlowPut(folder)

@@ -1,8 +1,11 @@
 """Each storage does what the port says. The same tests for local files, a real S3 server and fsspec."""
 
 import uuid
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from everstep.checkpoint import object_store
@@ -34,7 +37,7 @@ def test_put_get_list_delete(storage: Storage) -> None:
         read(storage, "data/a/x")
 
 
-def test_create_only_has_one_winner(storage: Storage) -> None:
+def test_c06_create_only_has_one_winner(storage: Storage) -> None:
     storage.put("markers/1", Body.of(b"first"), create_only=True)
     with pytest.raises(FileExistsError):
         storage.put("markers/1", Body.of(b"second"), create_only=True)
@@ -50,6 +53,25 @@ def test_empty_and_large_objects(storage: Storage) -> None:
     storage.put("data/large", Body(count * len(piece), lambda: (piece for _ in range(count))))
     assert sorted(entry.size for entry in storage.list("data/")) == [0, count * len(piece)]
     assert read(storage, "data/large") == piece * count
+
+
+def test_c06_a_large_object_is_never_whole_in_memory(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store has four parts under way and fills a fifth."""
+    monkeypatch.setattr(object_store, "_SINGLE_PUT_BYTES", 5 * 2**20)  # the least that S3 takes as a part
+    made: list[weakref.ref[np.ndarray]] = []
+    size, count, most = 2**20, 60, 0
+
+    def pieces() -> Iterator[memoryview]:
+        nonlocal most
+        for _ in range(count):
+            piece = np.zeros(size, np.uint8)
+            made.append(weakref.ref(piece))
+            most = max(most, sum(one() is not None for one in made))
+            yield memoryview(piece)
+
+    storage.put("data/large", Body(count * size, pieces))
+    assert [entry.size for entry in storage.list("data/")] == [count * size]
+    assert most <= 30, f"of {count}"
 
 
 def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:

@@ -4,13 +4,18 @@ import hashlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+import everstep
 from everstep.checkpoint import ckpt
 from tests.run.session import Session
 from tests.runtime.processes import environment
@@ -27,6 +32,41 @@ def test_s100_nothing_is_changed_but_the_import_lines() -> None:
         for line in program.split("\n")
     ]
     assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == DOCUMENT
+
+
+def test_s103_cifar10_is_unpacked_by_prepare_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`download=True` finds the archive that is there already; without prepare_data there would be no data set."""
+    make_data: Any = runpy.run_path(str(EXAMPLE / "make_data.py"))
+    from torchvision.datasets import CIFAR10
+    from torchvision.transforms import ToTensor
+
+    for name in ("train_list", "test_list", "meta", "tgz_md5"):
+        monkeypatch.setattr(CIFAR10, name, getattr(CIFAR10, name))
+    make_data["write"](tmp_path / "made", 20, 10)
+    make_data["accept"](tmp_path / "made")
+    archive = tmp_path / CIFAR10.filename
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(tmp_path / "made" / make_data["FOLDER"], make_data["FOLDER"])
+    CIFAR10.tgz_md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+
+    class Data(everstep.LightningDataModule):
+        def prepare_data(self) -> None:
+            CIFAR10(tmp_path, train=False, download=True)
+
+        def setup(self, stage: str | None = None) -> None:
+            self.images = CIFAR10(tmp_path, train=False, transform=ToTensor())
+
+        def test_dataloader(self) -> DataLoader[Any]:
+            return DataLoader(self.images, batch_size=5)
+
+    class Counts(everstep.LightningModule):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            images, labels = batch
+            assert images.shape == (5, 3, 32, 32)
+            self.log("labels", labels.unique().numel(), reduce_fx="sum")
+
+    runner = everstep.Trainer(default_root_dir=tmp_path, logger=False, enable_progress_bar=False, accelerator="cpu")
+    assert runner.test(Counts(), Data(), verbose=False)[0]["labels"] <= 10
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +86,16 @@ def line_after(words: str, out: str) -> str:
 @pytest.mark.ranks
 @pytest.mark.timeout(450)
 class TestAlone:
-    def test_s47_s110_s111_s112_it_trains(self, finished: tuple[Path, str]) -> None:
+    def test_s47_s101_s110_s111_s112_it_trains(self, finished: tuple[Path, str]) -> None:
         _, out = finished
+        assert line_after("PyTorch Lightning version:", out) == everstep.__version__
         assert line_after("- Max epochs:", out) == "2"
         assert line_after("- Accelerator:", out)
         assert line_after("- Precision:", out) == "bf16-mixed", "16 on a CPU, as in Lightning"
         assert line_after("- Callbacks:", out) == "5"
         assert "Training completed!" in out
 
-    def test_s50_s113_s114_s115_the_best_is_kept_tested_and_loaded(self, finished: tuple[Path, str]) -> None:
+    def test_s50_s113_s114_the_best_is_kept_and_tested(self, finished: tuple[Path, str]) -> None:
         folder, out = finished
         best = Path(line_after("Best model path:", out))
         score = float(line_after("Best validation accuracy:", out))
@@ -62,8 +103,6 @@ class TestAlone:
         assert re.fullmatch(rf"best-checkpoint-epoch=0[01]-val_acc={score:.2f}\.ckpt", best.name)
         assert len(list(best.parent.glob("best-*.ckpt"))) == 2
         assert (best.parent / "last.ckpt").exists()
-        saved = torch.load(best, weights_only=True)
-        assert saved["hyper_parameters"] == {"num_classes": 10, "learning_rate": 1e-3, "dropout_rate": 0.3}
 
     def test_s107_s116_accuracy_is_what_sklearn_says(self, finished: tuple[Path, str]) -> None:
         """The Trainer's test_acc against the classification report of the same weights on the same images."""
@@ -77,11 +116,17 @@ class TestAlone:
         assert "Model created with 323,498 parameters" in out
         assert re.search(r"323 K +Total params", out)
 
+    def test_s106_s115_it_is_loaded_with_its_hyperparameters(self, finished: tuple[Path, str]) -> None:
+        _, out = finished
+        saved = torch.load(line_after("Best model path:", out), weights_only=True)
+        assert saved["hyper_parameters"] == {"num_classes": 10, "learning_rate": 1e-3, "dropout_rate": 0.3}
+
     def test_s118_s119_s120_s121_s122_it_is_served(self, finished: tuple[Path, str]) -> None:
         folder, out = finished
         assert (folder / "lightning_model_scripted.pt").stat().st_size > 100_000
         assert 0 < float(line_after("Confidence:", out)) <= 1
         assert line_after("Logger directory:", out) == "lightning_logs/cifar10_cnn/v1.0"
+        assert "tensorboard --logdir lightning_logs'" in out
         assert list((folder / "lightning_logs/cifar10_cnn/v1.0").glob("events.out.tfevents.*"))
         assert "8. Production-ready inference pipeline" in out
 

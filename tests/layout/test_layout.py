@@ -1,6 +1,7 @@
 """The tree's shape: the standard library stays itself, and what must be light loads nothing heavy."""
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def test_every_test_folder_is_a_package() -> None:
 
 
 @pytest.mark.parametrize("module", ["everstep_protocol", "everstep_operator", "everstep", "everstep.cli"])
-def test_importing_a_package_loads_no_torch(module: str) -> None:
+def test_c12_importing_a_package_loads_no_torch(module: str) -> None:
     loaded = python(f"import sys, {module}; print([m for m in ('torch', 'numpy', 'kubernetes') if m in sys.modules])")
     assert loaded == "[]"
 
@@ -167,7 +168,29 @@ def test_help_of_make_lists_the_verbs() -> None:
         assert re.search(rf"make {verb}\s+\w", out), verb
 
 
-def test_callbacks_loggers_and_profilers_load_when_they_are_used() -> None:
+def test_s101_the_version_is_that_of_the_distribution() -> None:
+    import everstep
+
+    assert everstep.__version__ == importlib.metadata.version("everstep")
+
+
+def test_c12_the_trainer_loads_nothing_that_torch_has_not_loaded() -> None:
+    """Neither another distribution nor the slow parts of torch that torch itself leaves for later."""
+    code = """
+import sys
+import torch
+before = set(sys.modules)
+import everstep
+everstep.Trainer, everstep.LightningModule, everstep.LightningDataModule, everstep.seed_everything
+new = set(sys.modules) - before
+roots = {name.partition(".")[0] for name in new} - sys.stdlib_module_names
+slow = {"torch._dynamo", "torch._inductor", "torch.distributed.checkpoint", "torch.distributed.fsdp", "sympy"}
+print(sorted(roots | slow & new))
+"""
+    assert python(code) == "['everstep', 'everstep_protocol']"
+
+
+def test_c12_callbacks_loggers_and_profilers_load_when_they_are_used() -> None:
     out = python(
         "import sys, everstep; everstep.Trainer; "
         "print(sorted({'cProfile', 'rich', 'psutil', 'torchmetrics', 'everstep.callbacks.finetuning', "

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import everstep as L
+from everstep.callbacks import ModelCheckpoint
 from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger
 from everstep.precision import Precision
@@ -109,7 +110,7 @@ def test_s21_max_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(2, 2), (1, 1), (0.5, 3), (1.0, 6), (100, 6), (None, 6), (0, 0)])
-def test_s22_and_s23_limits_are_batches_or_parts(tmp_path: Path, limit: Any, batches: int) -> None:
+def test_s22_s23_limits_are_batches_or_parts(tmp_path: Path, limit: Any, batches: int) -> None:
     limits = {f"limit_{stage}_batches": limit for stage in ("train", "val", "test", "predict")}
     counts, net = Counts(), Validated()
     runner = trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0, callbacks=counts, **limits)
@@ -193,6 +194,20 @@ def test_s31_enable_progress_bar(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Epoch 0" in shown.out + shown.err
 
 
+@pytest.mark.parametrize(("given", "files"), [(None, 1), (True, 1), (False, 0)])
+def test_s35_enable_checkpointing(tmp_path: Path, given: bool | None, files: int) -> None:
+    runner = trainer(tmp_path, enable_checkpointing=given)
+    runner.fit(Net(), loader())
+    assert len(list(tmp_path.rglob("*.ckpt"))) == files
+    assert (runner.checkpoint_callback is not None) is bool(files)
+    mine = ModelCheckpoint(tmp_path / "mine")
+    if files:
+        assert trainer(tmp_path, enable_checkpointing=given, callbacks=mine).checkpoint_callbacks == [mine]
+    else:
+        with pytest.raises(ConfigurationError, match="enable_checkpointing=False, but ModelCheckpoint is among"):
+            trainer(tmp_path, enable_checkpointing=given, callbacks=mine)
+
+
 @pytest.mark.parametrize(("given", "batches"), [(True, 1), (3, 3)])
 def test_s37_fast_dev_run(tmp_path: Path, given: Any, batches: int) -> None:
     counts = Counts()
@@ -245,19 +260,6 @@ def test_s38_overfit_batches_are_the_same_and_not_shuffled(tmp_path: Path, given
     first = [[0, 1], [2, 3]][:batches]
     assert net.seen == first * 2
     assert net.validated == first * 2
-
-
-@pytest.fixture
-def algorithms() -> Any:
-    """As they were, afterwards."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    yield
-    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-    torch.backends.cudnn.benchmark = benchmark
-    if workspace is None:
-        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 @pytest.mark.usefixtures("algorithms")

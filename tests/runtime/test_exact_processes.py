@@ -23,7 +23,7 @@ def three(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
     return exact.finished(), exact.rows
 
 
-def test_killed_at_several_steps_is_bit_identical(tmp_path: Path, three: tuple[dict[str, Any], list[str]]) -> None:
+def test_c01_killed_at_several_steps_is_bit_identical(tmp_path: Path, three: tuple[dict[str, Any], list[str]]) -> None:
     """10 steps in 2 epochs, checkpoints at even steps: before the first one, and in each epoch."""
     exact = Exact(tmp_path, 3, "--workers", 2).killed("0:1").killed("0:7")
     assert three[0]["buckets"] >= 3
@@ -61,7 +61,7 @@ def close(a: dict[str, Any], b: dict[str, Any]) -> None:
         assert numbers_a == pytest.approx(numbers_b, rel=1e-4, abs=1e-6), name
 
 
-def test_another_world_keeps_the_global_batch_and_every_sample(tmp_path: Path) -> None:
+def test_c02_another_world_keeps_the_global_batch_and_every_sample(tmp_path: Path) -> None:
     """2 ranks, then 3, then 1: the same steps on the same samples as 2 ranks all along."""
     whole = Exact(tmp_path / "a", 2, "--plain").finished()
     exact = Exact(tmp_path / "b", 2, "--plain").killed("0:5")  # resumes from 4

@@ -99,7 +99,7 @@ def test_s106_a_dataclass() -> None:
     assert Data(5).hparams == {"size": 5}
 
 
-def test_s85_load_from_checkpoint_builds_with_the_files_hyperparameters(tmp_path: Path) -> None:
+def test_s85_s115_load_from_checkpoint_builds_with_the_files_hyperparameters(tmp_path: Path) -> None:
     module = Sized(5, rate=0.3)
     place = file_of(module, tmp_path)
     again = Sized.load_from_checkpoint(place)

@@ -1,5 +1,7 @@
 """What may be given as data, and how it is read."""
 
+import os
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
 import everstep as L
 from everstep.errors import ConfigurationError
 from everstep.sampling.combined import CombinedLoader
+from everstep.sampling.loader import Remade
 from tests.runtime.build import Memory, Net, Validated, loader, trainer
 from tests.runtime.peer import lightning, quiet
 from tests.runtime.test_arguments import Collects
@@ -311,6 +314,22 @@ def test_s104_a_random_split_in_setup_is_the_seeds(tmp_path: Path) -> None:
     torch.rand(3)
     assert split() == first
     assert first != sorted(first)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="is about machines without one")
+def test_s105_pinned_memory_without_a_gpu_is_nothing_to_warn_about(tmp_path: Path) -> None:
+    assert trained(tmp_path, numbers(0, 4, pin_memory=True)) == [[0, 1], [2, 3]]
+    net, runner = Collecting(), trainer(tmp_path)
+    assert runner.test(net, numbers(0, 4, pin_memory=True), verbose=False) == [{}]
+
+
+def test_what_torch_has_said_of_the_users_loader_is_not_said_again(tmp_path: Path) -> None:
+    workers = (os.cpu_count() or 1) + 64
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        many = numbers(0, 4, num_workers=workers)
+    assert trained(tmp_path, many, limit_train_batches=0) == [], "the loader is made again, but not read"
+    assert Remade(many, 1).batch_size == 2
 
 
 def test_s112_fit_takes_the_datamodule_second(tmp_path: Path) -> None:

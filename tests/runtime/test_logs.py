@@ -68,7 +68,7 @@ def test_s70_reductions_over_an_epoch(tmp_path: Path, arguments: dict[str, Any],
     assert float(runner.callback_metrics["value"]) == pytest.approx(expected)
 
 
-def test_s70_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
+def test_s70_s108_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
     sink = Sink()
     runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=2)
     runner.fit(Values(on_step=True, on_epoch=True, prog_bar=True), numbers())
@@ -88,7 +88,7 @@ def test_s70_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
     assert "value" in runner.callback_metrics
 
 
-def test_s78_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
+def test_s78_c10_values_are_fetched_at_log_steps_only(tmp_path: Path) -> None:
     """A tensor whose conversion to a number is counted stands for one on a device."""
 
     class Counted(torch.Tensor):

@@ -1,5 +1,7 @@
 """What a LightningModule can do beside its steps."""
 
+import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +51,23 @@ def test_s01_log_dict_is_log_for_each(tmp_path: Path) -> None:
 
 def test_s01_without_a_trainer_it_is_a_torch_module() -> None:
     net = Net()
-    assert not hasattr(net, "trainer")
     assert (net.current_epoch, net.global_step, net.global_rank, net.logger, net.loggers) == (0, 0, 0, None, [])
     assert (net.device, net.dtype, net.on_gpu) == (torch.device("cpu"), torch.float32, False)
     net.log("outside", 1.0)
     with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
         traced = torch.jit.trace(net.layer, torch.ones(1, 3))
     assert torch.equal(traced(torch.ones(1, 3)), net.layer(torch.ones(1, 3)))
+
+
+def test_c15_an_unattached_module_can_be_looked_at_and_compiled() -> None:
+    net = Net()
+    assert not hasattr(net, "trainer")
+    assert getattr(net, "trainer", None) is None
+    assert "training_step" in {name for name, _ in inspect.getmembers(net)}, "asks for every attribute"
+    assert copy.deepcopy(net).layer.weight.equal(net.layer.weight)
+    batch = (torch.ones(2, 3), torch.ones(2, 1))
+    with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
+        assert torch.jit.trace(net, (batch,))(batch).equal(net(batch))
 
 
 def test_s01_all_gather_alone_gives_the_data_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import everstep as L
 from everstep.errors import ConfigurationError
 from everstep.precision import Precision, ScaledPrecision, choose_precision
 from tests.runtime.build import Net, loader, trainer
@@ -43,6 +44,17 @@ def test_s29_float16_on_a_cpu_becomes_bfloat16_and_says_so(asked: Any) -> None:
         assert choose_precision(asked, "cuda").name == "16-mixed"
     with pytest.warns(UserWarning, match="on a CPU: bf16-mixed is used instead"):
         assert choose_precision(asked, "cpu").name == "bf16-mixed"
+
+
+@pytest.mark.usefixtures("algorithms")
+def test_s110_float16_and_the_warning_of_the_founding_documents_trainer(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        runner = L.Trainer(precision=16, deterministic=True, benchmark=True, default_root_dir=tmp_path)
+    assert runner.precision == "bf16-mixed"
+    assert "bf16-mixed is used instead" in str(said[0].message)
+    assert "benchmark stays off" in str(said[1].message)
+    assert {Path(warning.filename) for warning in said} == {Path(__file__)}, "they name the line that says precision=16"
 
 
 def scaled() -> ScaledPrecision:

@@ -35,7 +35,7 @@ def steps(samples: int, shape: Shape, world: int, consumed: int) -> list[list[li
 
 
 @given(st.integers(1, 120), shapes(), st.lists(st.tuples(worlds, st.integers(1, 4)), max_size=6), worlds)
-def test_every_sample_once_over_any_world_changes(
+def test_c02_every_sample_once_over_any_world_changes(
     samples: int, shape: Shape, lives: list[tuple[int, int]], last: int
 ) -> None:
     counted: Counter[int] = Counter()

@@ -13,7 +13,7 @@ def drawn() -> tuple[float, float, float]:
     return random.random(), float(np.random.rand()), float(torch.rand(()))
 
 
-def test_s90_one_seed_for_python_numpy_and_torch() -> None:
+def test_s90_s102_one_seed_for_python_numpy_and_torch() -> None:
     assert pl.seed_everything(42, workers=True) == 42
     first = drawn()
     drawn()

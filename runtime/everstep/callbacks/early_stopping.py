@@ -97,6 +97,7 @@ class EarlyStopping(Callback):
                     "strict=False"
                 )
             return
+        before = self.best_score
         reason = self._judge(metrics[self.monitor].detach().cpu().reshape(()))
         stop = not trainer.strategy.all_true(reason is None)
         if reason is not None:
@@ -104,8 +105,12 @@ class EarlyStopping(Callback):
         if stop:
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
-        if self.verbose and reason is not None:
+        if not self.verbose:
+            return
+        if reason is not None:
             self._say(trainer, reason)
+        elif self.best_score is not before:
+            self._say(trainer, f"{self.monitor} has improved from {before:.4g} to {self.best_score:.4g}")
 
     def _judge(self, score: Tensor) -> str | None:
         """Why to stop; None: there is no reason to."""

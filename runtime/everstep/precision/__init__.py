@@ -42,7 +42,7 @@ def choose_precision(asked: int | str | Precision | None = None, device: str = "
         warnings.warn(
             f'precision={asked!r} on a CPU: bf16-mixed is used instead. Give "bf16-mixed" to say so yourself, '
             'or ScaledPrecision("cpu") for float16 all the same',
-            stacklevel=3,
+            stacklevel=4,  # the line that makes the Trainer
         )
         name = "bf16-mixed"
     return _KINDS[name](device)

@@ -6,6 +6,7 @@ Loaders without positions (iterable datasets, custom batch samplers, any iterabl
 """
 
 import random
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import Any
@@ -149,13 +150,16 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
             "timeout": loader.timeout,
             "worker_init_fn": loader.worker_init_fn,
         }
-    return DataLoader(
-        _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
-        batch_sampler=keys,
-        num_workers=loader.num_workers,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-        # Its own generator: making an iterator must not move the process's generators, or a resume would differ.
-        generator=torch.Generator(),
-        **workers,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch has to say of these arguments, the user's loader has said
+        return DataLoader(
+            _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
+            batch_sampler=keys,
+            num_workers=loader.num_workers,
+            collate_fn=loader.collate_fn,
+            # The same script runs with and without a GPU: there is nothing to warn about.
+            pin_memory=loader.pin_memory and torch.accelerator.is_available(),
+            # Its own generator: making an iterator must not move the process's generators, or a resume would differ.
+            generator=torch.Generator(),
+            **workers,
+        )

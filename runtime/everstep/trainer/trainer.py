@@ -429,6 +429,7 @@ class Trainer:
             self.run.stage(BoardStage.EVALUATING)
             run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
             self.strategy.align_buffers(module)
+            self.logs.progress_bar_metrics.clear()  # a bar shows this call's values, not those of a fit before it
             metrics: list[dict[str, float]] = []
             outputs: list[list[Any]] = []
             if self.limit_batches(stage) != 0:

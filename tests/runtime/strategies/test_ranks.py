@@ -95,7 +95,9 @@ def test_c07_fewer_samples_than_ranks(tmp_path: Path) -> None:
     ],
     ids=["full", "cpu_offload", "grad_op_checkpointing", "policies"],
 )
-def test_s60_fsdp_is_one_process(tmp_path: Path, alone: dict[str, Any], ranks: int, options: dict[str, Any]) -> None:
+def test_s60_c04_fsdp_is_one_process(
+    tmp_path: Path, alone: dict[str, Any], ranks: int, options: dict[str, Any]
+) -> None:
     """Clipped by norm, on shards (C4)."""
     close(trained(tmp_path, ranks, FSDPStrategy(start_method="fork", **options), ranks), alone)
 
