@@ -30,10 +30,11 @@ from everstep.precision import Precision
 from everstep.sampling.loader import RankPart, Remade, has_positions
 from everstep.strategies import Strategy
 from everstep.strategies.place import place
+from everstep.strategies.rank import Rank
 from everstep.strategies.spawn import run_on_ranks
 
 
-class Fabric:
+class Fabric(Rank):
     """Arguments as of the Trainer.
 
     Raises:
@@ -82,31 +83,6 @@ class Fabric:
     @property
     def device(self) -> torch.device:
         return self.strategy.root_device
-
-    @property
-    def global_rank(self) -> int:
-        return self.strategy.rank
-
-    @property
-    def local_rank(self) -> int:
-        return self.strategy.environment.local_rank
-
-    @property
-    def node_rank(self) -> int:
-        return self.strategy.environment.node_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.strategy.world_size
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.strategy.rank == 0
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print on rank 0."""
-        if self.is_global_zero:
-            print(*args, **kwargs)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

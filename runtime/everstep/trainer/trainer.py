@@ -23,6 +23,7 @@ from everstep.precision import Precision
 from everstep.profilers import Profiler, profiler_of
 from everstep.strategies import Strategy
 from everstep.strategies.place import place
+from everstep.strategies.rank import Rank
 from everstep.strategies.spawn import on_its_ranks
 from everstep.trainer import arguments
 from everstep.trainer.ckpt_path import CkptPath
@@ -45,7 +46,7 @@ State = Literal["fit", "validate", "test", "predict"]
 _STAGES: dict[State, Stage] = {"validate": "validation", "test": "test", "predict": "predict"}
 
 
-class Trainer:
+class Trainer(Rank):
     """Trains a LightningModule. Arguments mean what they mean in Lightning 2.6; those that are not here do not exist.
 
     Args:
@@ -686,26 +687,6 @@ class Trainer:
         return self._fit.stepping_batches
 
     @property
-    def global_rank(self) -> int:
-        return self.strategy.rank
-
-    @property
-    def local_rank(self) -> int:
-        return self.run.environment.local_rank
-
-    @property
-    def node_rank(self) -> int:
-        return self.run.environment.node_rank
-
-    @property
-    def world_size(self) -> int:
-        return self.strategy.world_size
-
-    @property
-    def is_global_zero(self) -> bool:
-        return self.strategy.rank == 0
-
-    @property
     def logger(self) -> Logger | None:
         """The first logger."""
         return self.loggers[0] if self.loggers else None
@@ -759,11 +740,6 @@ class Trainer:
     def is_last_batch(self) -> bool:
         """Is the present training batch the epoch's last?"""
         return self._fit is not None and self._fit.last_batch
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        """Print on rank 0."""
-        if self.is_global_zero:
-            print(*args, **kwargs)
 
 
 def _check_weights_only(weights_only: bool | None) -> None:
