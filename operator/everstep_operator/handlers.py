@@ -7,6 +7,7 @@ they do nothing but put the run's key into our queue.
 import asyncio
 import itertools
 import logging
+import resource
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -28,9 +29,8 @@ from everstep_operator.cluster.kubernetes import (
 )
 from everstep_operator.cluster.port import ClusterError, Invalid, NotFound, RunKey, Unavailable
 from everstep_operator.metrics import CONTENT_TYPE, Metrics
-from everstep_operator.plan.planner import POLL_SECONDS
 from everstep_operator.queue import KeyedQueue
-from everstep_operator.reconcile import reconcile
+from everstep_operator.reconcile import POLL_SECONDS, reconcile
 from everstep_operator.settings import Settings
 from everstep_operator.writes import ProgressWrites
 from everstep_protocol.backoff import Backoff, delay
@@ -38,8 +38,9 @@ from everstep_protocol.backoff import Backoff, delay
 PLURAL = "trainingruns"
 #: Runs that are looked at at the same time.
 WORKERS = 32
-#: Coordinators send no events and are asked. With many runs each is asked less often; pods do send events.
-POLLS_PER_SECOND = 40.0
+#: Above so many runs that want to be polled, each is less often than every POLL_SECONDS: a poll costs a millisecond of
+#: CPU. Events and what is due by the clock do not wait for it.
+POLLED_OFTEN = 1_000
 #: A cluster that does not answer is asked again soon; one that refuses, or a mistake of ours, is given time.
 _AWAY = Backoff(initial_seconds=0.5, factor=2.0, max_seconds=5.0)
 _REFUSED = Backoff(initial_seconds=1.0, factor=2.0, max_seconds=60.0)
@@ -66,22 +67,26 @@ class Operator:
             self.look, self.after_failure, workers=WORKERS, worked=metrics.acted
         )
         self._writes = ProgressWrites(time.monotonic)
+        self._polled: set[RunKey] = set()
         metrics.watch_runs(cluster.runs, self.queue.depth, lease.leading.is_set)
 
     async def look(self, key: RunKey) -> float | None:
         began = time.monotonic()
+        self._polled.discard(key)
+
+        def poll_seconds() -> float:
+            self._polled.add(key)
+            pace = POLL_SECONDS * max(1.0, len(self._polled) / POLLED_OFTEN)
+            # Spread, or all runs of one start would be asked in the same moment for ever.
+            return delay(Backoff(pace, 1.0, pace), 2, f"{key}/{began}")
+
         try:
-            wake_after = await reconcile(self.cluster, key, datetime.now(UTC), self._writes.can_wait)
+            return await reconcile(self.cluster, key, datetime.now(UTC), self._writes.can_wait, poll_seconds)
         except Invalid as why:
             await self.cluster.report_invalid(key, why)
             return None
         finally:
             self.metrics.reconciled(time.monotonic() - began)
-        if wake_after is None or wake_after < POLL_SECONDS:
-            return wake_after
-        # Spread, or all runs of one start would be asked in the same moment for ever.
-        pace = max(wake_after, len(self.cluster.runs()) / POLLS_PER_SECOND)
-        return delay(Backoff(pace, 1.0, pace), 2, f"{key}/{began}")
 
     def after_failure(self, key: RunKey, error: Exception, failures: int) -> float:
         self.metrics.failed(error)
@@ -134,6 +139,8 @@ class Operator:
 
 async def run(settings: Settings) -> None:
     """Until SIGTERM or SIGINT. Raises ClusterError: it cannot be started like this."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a connection per run; often 1,024 unless asked for more
     tokens = Tokens.read(settings.token_key_file)
     if settings.namespaces:
         where = ", ".join(settings.namespaces)

@@ -10,6 +10,8 @@ from everstep_operator.plan import make_plan, observe, pods, refusal
 from everstep_operator.plan.events import changes
 from everstep_operator.plan.model import Action, CreatePod, DeletePod, DeleteRun, Plan, SendIntent
 
+#: A coordinator sends no events, so it is asked this often.
+POLL_SECONDS = 5.0
 #: Somebody else wrote the object in between: look again soon.
 RETRY_SECONDS = 0.2
 
@@ -19,11 +21,13 @@ async def reconcile(
     key: RunKey,
     now: datetime,
     can_wait: Callable[[str, Status, Status], bool] = lambda uid, old, new: False,
+    poll_seconds: Callable[[], float] = lambda: POLL_SECONDS,
 ) -> float | None:
     """Returns the seconds until the next look even if nothing changes; None: only when something changes.
 
     Args:
         can_wait: whether the new status of the run of that uid need not be written now.
+        poll_seconds: until the next look at a run of which not every change is told.
 
     Raises:
         Unavailable: the cluster does not answer; nothing is lost by trying again later.
@@ -44,14 +48,18 @@ async def reconcile(
     except NotFound:
         return None
     try:
-        return await _act(cluster, run, plan, now)
+        said = await _act(cluster, run, plan)
+        if said:
+            return await _tell_of_refusal(cluster, run, said, now)
     finally:
         if plan.events:
             await cluster.post_events(run, plan.events)
+    looks = [seconds for seconds in (plan.wake_after, poll_seconds() if plan.poll else None) if seconds is not None]
+    return min(looks, default=None)
 
 
-async def _act(cluster: Cluster, run: TrainingRun, plan: Plan, now: datetime) -> float | None:
-    """Do what was planned. The first pod that is refused speaks for those after it."""
+async def _act(cluster: Cluster, run: TrainingRun, plan: Plan) -> str:
+    """Do what was planned. Returns what was refused; the first pod that was speaks for those after it."""
     said = ""
     for action in plan.actions:
         try:
@@ -59,7 +67,7 @@ async def _act(cluster: Cluster, run: TrainingRun, plan: Plan, now: datetime) ->
                 await _apply(cluster, run, action)
         except Refused as error:
             said = str(error)
-    return plan.wake_after if not said else await _tell_of_refusal(cluster, run, said, now)
+    return said
 
 
 async def _tell_of_refusal(cluster: Cluster, run: TrainingRun, said: str, now: datetime) -> float:

@@ -1,6 +1,7 @@
 """`everstep operator`, the process, against the emulated API. Pods are real processes."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -67,6 +68,7 @@ class Operator:
         images = ("--operator-image", "operator", "--runtime-image", "runtime")
         key = ("--token-key-file", str(cluster.key))
         command = [sys.executable, "-P", "-m", "everstep.cli", "operator", *where, *images, *key]
+        command = ["sh", "-c", 'ulimit -S -n 256; exec "$@"', "operator", *command]  # as container runtimes start it
         environment = os.environ | {settings.COORDINATOR_PORT: str(cluster.coordinator_port)}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
@@ -114,6 +116,8 @@ def test_a_run_from_apply_to_its_end(cluster: Cluster) -> None:
     wait(lambda: len(cluster.running()) == 3, operator.log.read_text())
     wait(lambda: operator.ask("/readyz")[0] == 200, "ready")
     assert operator.ask("/healthz") == (200, "ok\n")
+    files, most = resource.prlimit(operator.process.pid, resource.RLIMIT_NOFILE)
+    assert files == most, "a connection to each coordinator"
     cluster.kept.unlink()
     wait(lambda: cluster.phase() == "Succeeded", operator.log.read_text())
     text = operator.ask("/metrics")[1]

@@ -114,7 +114,7 @@ def check(world: World, before: Status, plan: Plan) -> None:
     assert not set(born) & set(gone)
     assert not set(born) & set(world.pods)
     assert (after.completion_time is not None) == after.phase.over
-    assert plan.wake_after is not None or after.phase.over or after.phase is Phase.SUSPENDED
+    assert plan.poll or after.phase.over or after.phase is Phase.SUSPENDED
     check_places(world, plan, gone)
     for event in plan.events:
         assert event.message

@@ -112,5 +112,6 @@ class Plan:
 
     status: Status
     actions: tuple[Action, ...] = ()
-    wake_after: float | None = None  # seconds until the planner wants to look again even if nothing changes
+    wake_after: float | None = None  # seconds until something is due; None: nothing is
+    poll: bool = False  # look again now and then as well: what is waited for may come about without an event
     events: tuple[Event, ...] = ()  # to be posted once the status is saved

@@ -15,8 +15,6 @@ from everstep_operator.plan.restart import DISRUPTED, RANK_FAILED, Counted, coun
 from everstep_operator.plan.status import learn
 from everstep_protocol.messages import RunState, StopCause
 
-#: A coordinator sends no events, so it is asked this often.
-POLL_SECONDS = 5.0
 _STOPPING = {
     StopCause.SUSPEND: (suspend.SUSPENDING, "saving at an agreed step, then stopping"),
     StopCause.DEADLINE: (ending.DEADLINE_EXCEEDED, "saving at an agreed step, then stopping"),
@@ -67,7 +65,7 @@ def _decide(run: TrainingRun, status: Status, observed: Observed, now: datetime)
         return _over(run, ending.end(move.settle(status, now), how, now), observed, now)
     if held:
         message = "interrupted: saving at an agreed step; the same command resumes"
-        return Plan(_say(status, "Interrupted", message), (), POLL_SECONDS)  # it is not Restarting; the phase stays
+        return Plan(_say(status, "Interrupted", message), poll=True)  # it is not Restarting; the phase stays
     if stop is not None:
         return _stop(run, status, observed, now, stop, counted)
     status = _moved(run, _started(status, now), counted, observed, now)
@@ -114,13 +112,14 @@ def _stop(
     place = _fill(run, status, observed, None, pods.by_place(observed).get(None, []), cause)
     status = place.status
     actions = [*place.actions, *_tell(run, status, observed, cause)]
-    return Plan(status, tuple(actions), POLL_SECONDS)
+    late = None if began is None else (began - now).total_seconds() + STOP_SECONDS
+    return Plan(status, tuple(actions), late, poll=True)
 
 
 def _suspended(run: TrainingRun, status: Status, observed: Observed) -> Plan:
     """Nothing runs, and nothing should."""
     if observed.pods:
-        return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+        return Plan(status, tuple(pods.delete_all(observed)), poll=True)
     # If suspend was taken back meanwhile, the next look starts the run again, and should come at once.
     return Plan(status, (), None if run.spec.suspend else 0.0)
 
@@ -129,30 +128,28 @@ def _leave_behind(status: Status, observed: Observed) -> Plan:
     """The run has saved and stopped although it should train: a pod had to go. All start again, uncounted."""
     fresh = max(status.attempt, pods.newest_attempt(observed) + 1)
     status = status.model_copy(update={"attempt": fresh})
-    return Plan(status, tuple(pods.delete_all(observed)), POLL_SECONDS)
+    return Plan(status, tuple(pods.delete_all(observed)), poll=True)
 
 
 def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Plan:
     """A coordinator and one worker per node."""
     actions: list[Action] = []
-    wake_after = POLL_SECONDS
-    pause = _pause(run, status, now)
+    due = [deadline.deadline(run, status), waiting.startup_deadline(run, status), waiting.certain_at(status)]
+    earliest = replace_after(run, status)
     stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
     actions += [pods.delete(pod) for pod in stale]
     places = pods.by_place(observed)
     for node in (None, *range(run.spec.num_nodes)):
         there = places.get(node, [])
-        if pause > 0 and node is not None and any(map(pods.died, there)):
-            wake_after = min(wake_after, pause)
+        if earliest is not None and now < earliest and node is not None and any(map(pods.died, there)):
+            due.append(earliest)
             continue
         place = _fill(run, status, observed, node, there, None)
         status = place.status
         actions += place.actions
     actions += _tell(run, status, observed, None)
-    for limit in (deadline.deadline(run, status), waiting.startup_deadline(run, status)):
-        if limit is not None:
-            wake_after = min(wake_after, max(0.0, (limit - now).total_seconds()))
-    return Plan(status, tuple(actions), wake_after)
+    seconds = ((time - now).total_seconds() for time in due if time is not None)
+    return Plan(status, tuple(actions), min((max(0.0, s) for s in seconds), default=None), poll=True)
 
 
 # --- steps ----------------------------------------------------------------------------------------------------------
@@ -203,12 +200,6 @@ def _wanted_stop(run: TrainingRun, status: Status, now: datetime) -> StopCause |
     if deadline.is_past(run, status, now):
         return StopCause.DEADLINE
     return StopCause.SUSPEND if suspend.wants_suspension(run, status) else move.cause(status)
-
-
-def _pause(run: TrainingRun, status: Status, now: datetime) -> float:
-    """Seconds until a dead pod may be replaced."""
-    earliest = replace_after(run, status)
-    return 0.0 if earliest is None else (earliest - now).total_seconds()
 
 
 def _started(status: Status, now: datetime) -> Status:

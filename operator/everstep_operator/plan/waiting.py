@@ -86,11 +86,20 @@ def note(status: Status, observed: Observed, now: datetime) -> Status:
 
 def hopeless(status: Status, now: datetime) -> Waiting | None:
     """What keeps a run from ever beginning, once that is certain. A run that has begun waits: its image was good."""
+    condition, certain = status.condition(PODS_RUNNING), certain_at(status)
+    if condition is None or certain is None or now < certain:
+        return None
+    return Waiting(condition.reason, condition.message)
+
+
+def certain_at(status: Status) -> datetime | None:
+    """From when on it is `hopeless`, unless something changes; None: it is not."""
     condition = status.condition(PODS_RUNNING)
     if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
         return None
-    sure = now >= condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS)
-    return Waiting(condition.reason, condition.message) if condition.reason in _HOPELESS and sure else None
+    return (
+        condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS) if condition.reason in _HOPELESS else None
+    )
 
 
 def startup_deadline(run: TrainingRun, status: Status) -> datetime | None:

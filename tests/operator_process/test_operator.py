@@ -1,0 +1,126 @@
+"""The operator's loop on an API server that says no in each of its ways: in the end everything is there, and once."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from everstep_operator import handlers
+from everstep_operator.cluster.kubernetes import Lease
+from everstep_operator.cluster.port import Refused, RunKey, Unavailable
+from everstep_operator.handlers import Operator
+from everstep_operator.metrics import Metrics
+from everstep_operator.plan import refusal
+from everstep_operator.reconcile import POLL_SECONDS
+from everstep_protocol.backoff import Backoff
+from tests.emulated.api import Object, Status
+from tests.operator_process.world import FORBIDDEN, World, manifest, until
+
+KEY = RunKey("team", "first")
+SOON = Backoff(initial_seconds=0.01, max_seconds=0.05)
+
+
+@asynccontextmanager
+async def operator(world: World) -> AsyncIterator[Operator]:
+    async with world.connect() as cluster, world.server() as api:
+        yield Operator(cluster, Lease(api, "team", "everstep", "me"), Metrics())
+
+
+@asynccontextmanager
+async def at_work(operator: Operator) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(job) for job in (operator.listen(), operator.queue.run())]
+    operator.queue.add(KEY)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+ANSWERS = {
+    "403 of an API server that starts": FORBIDDEN,
+    "403 by admission": Status(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity'),
+    "404": Status(404, "NotFound", 'namespaces "team" not found'),
+    "409 exists": Status(409, "AlreadyExists", "it already exists"),
+    "409 conflict": Status(409, "Conflict", "the object has been modified"),
+    "410": Status(410, "Expired", "too old resource version"),
+    "422": Status(422, "Invalid", "spec.containers[0].image: Required value"),
+    "429": Status(429, "TooManyRequests", "later", headers={"Retry-After": "0.01"}),
+    "500": Status(500, "InternalError", "etcdserver: request timed out"),
+    "503": Status(503, "ServiceUnavailable", "apiserver is shutting down"),
+    "504": Status(504, "Timeout", "request did not complete within requested timeout"),
+    "no answer": None,
+    "done, and no answer": None,
+}
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_whatever_is_answered_in_the_end_each_pod_is_there_once(
+    world: World, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, constant in ((handlers, "_AWAY"), (handlers, "_REFUSED"), (refusal, "_BACKOFF")):
+        monkeypatch.setattr(module, constant, SOON)
+    writes = [("POST", "secrets"), ("PATCH", "services"), ("PATCH", "networkpolicies"), ("POST", "pods")]
+    if name != "404":  # a run that is not there any more is left alone
+        writes.append(("PUT", "trainingruns"))
+    for method, plural in writes:
+        world.fail(method, plural, ANSWERS[name], times=2, after=name.startswith("done"))
+
+    async def story() -> None:
+        async with operator(world) as it, at_work(it):
+            await until(lambda: len(world.api.of("pods")) == 2 and world.api.of("trainingruns")[0].get("status"))
+            assert all(fault.times < 2 for fault in world.api.faults), "each was met"
+            await until(lambda: not it.queue.depth())
+            run: Object = world.api.of("trainingruns")[0]
+            assert run["status"]["phase"] == "Pending"
+            prefixes = {pod["metadata"]["name"].rpartition("-")[0] for pod in world.api.of("pods")}
+            assert len(prefixes) == len(world.api.of("pods")) == 2, "one coordinator, one worker"
+            it.queue.add(KEY)
+            await until(lambda: "refusal" not in world.api.of("trainingruns")[0]["status"])
+
+    asyncio.run(story())
+
+
+def test_a_run_that_is_gone_when_its_status_is_written_is_left_alone(world: World) -> None:
+    world.fail("PUT", "trainingruns", Status(404, "NotFound", "not found"))
+
+    async def story() -> None:
+        async with operator(world) as it:
+            assert await it.look(KEY) is None
+
+    asyncio.run(story())
+    assert world.api.of("pods") == []
+
+
+def test_who_tells_when_to_come_back_is_listened_to(world: World) -> None:
+    async def story() -> None:
+        async with operator(world) as it:
+            assert it.after_failure(KEY, Unavailable("later", retry_after=17.0), 1) == 17.0
+            assert it.after_failure(KEY, Unavailable("away"), 20) <= 6.0, "soon, it may be back"
+            assert 48.0 <= it.after_failure(KEY, Refused("no"), 20) <= 72.0
+
+    asyncio.run(story())
+
+
+def test_polls_are_spread_and_slower_for_many_and_what_is_due_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handlers, "POLLED_OFTEN", 2)
+    for number in range(20):
+        world.cluster.create("trainingruns", manifest(f"run-{number}"))
+    world.cluster.create("trainingruns", manifest("due", activeDeadlineSeconds=7))
+
+    async def story() -> None:
+        async with operator(world) as it:
+            pauses = [await it.look(RunKey("team", f"run-{number}")) for number in range(20)]
+            slow = [pause for pause in pauses[2:] if pause is not None]
+            assert len(slow) == len(set(slow)) == 18
+            assert POLL_SECONDS * 0.8 <= slow[0] < slow[-1] <= POLL_SECONDS * 10 * 1.2
+            assert slow[-1] > POLL_SECONDS * 10 * 0.8
+            due = await it.look(RunKey("team", "due"))
+            assert due is not None
+            assert due <= 7.0
+
+    asyncio.run(story())
