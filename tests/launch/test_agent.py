@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 import time
 from dataclasses import replace
@@ -354,21 +355,23 @@ def two_nodes(state: AgentState) -> Directive:
     return replace(run_round(state), round=replace(round, nodes=2, world_size=2))
 
 
+HURRY = "import sys; from everstep.launch import cut_off; cut_off.CUT_OFF_SECONDS = 1.0; "
+HURRY += "from everstep.cli import main; sys.exit(main())"
+
+
 @pytest.mark.parametrize(("ends", "stands_still"), [(False, False), (True, True)])
 def test_ranks_that_stand_still_behind_a_dead_network_are_ended(desk: Bench, ends: bool, stands_still: bool) -> None:
     """And those that go on training, with only the coordinator away, are not."""
     still = "if step > 20 and os.path.exists('cut'):\n        time.sleep(600)\n    time.sleep(0.005)"
     script = desk.script(STEPS.replace("time.sleep(0.005)", still) if stands_still else STEPS)
-    hurry = "import sys; from everstep.launch import cut_off; cut_off.CUT_OFF_SECONDS = 1.0; "
-    hurry += "from everstep.cli import main; sys.exit(main())"
     with ScriptedCoordinator(two_nodes) as coordinator:
-        launcher = desk.launch(script, endpoint=coordinator.endpoint, program=("-P", "-c", hurry))
+        launcher = desk.launch(script, endpoint=coordinator.endpoint, program=("-P", "-c", HURRY))
         rank = stepping(coordinator).ranks[0]
         port = coordinator.port
     (desk.folder / "cut").touch()
     if ends:
         eventually(lambda: not alive(rank.pid))
-        assert "cut off from the coordinator and from the other nodes" in launcher.output
+        assert "cut off from the coordinator and from all other nodes" in launcher.output
     else:
         time.sleep(2.5)
         assert alive(rank.pid)
@@ -376,6 +379,30 @@ def test_ranks_that_stand_still_behind_a_dead_network_are_ended(desk: Bench, end
         told = eventually(lambda: coordinator.states and coordinator.last)
         assert told.workers is (Workers.NONE if ends else Workers.RUNNING)
         assert told.generation == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_single_node_that_reaches_nobody_ends_its_ranks(desk: Bench, there: bool) -> None:
+    """Nobody: the API server is its witness that only the coordinator is away."""
+    with ScriptedCoordinator() as coordinator, socket.create_server(("127.0.0.1", 0)) as api_server:
+        variables = {
+            "KUBERNETES_SERVICE_HOST": "127.0.0.1",
+            "KUBERNETES_SERVICE_PORT": str(api_server.getsockname()[1]),
+        }
+        launcher = desk.launch(
+            desk.script(STEPS), endpoint=coordinator.endpoint, program=("-P", "-c", HURRY), **variables
+        )
+        api_server.accept()[0].close()
+        rank = stepping(coordinator).ranks[0]
+        coordinator.__exit__()
+        if there:
+            for _ in range(5):  # longer than it takes to be cut off
+                api_server.accept()[0].close()
+            assert alive(rank.pid)
+            return
+        api_server.close()
+        eventually(lambda: not alive(rank.pid))
+        assert "cut off from the coordinator and from all other nodes" in launcher.output
 
 
 def test_a_stop_without_a_coordinator_is_agreed_by_a_single_node_itself(desk: Bench) -> None:

@@ -14,7 +14,7 @@ import uuid
 from typing import Any, TypeVar
 
 from everstep.launch.coordinators import Coordinator
-from everstep.launch.cut_off import Standstill
+from everstep.launch.cut_off import Standstill, Witness
 from everstep.launch.failures import last_words, sentence
 from everstep.launch.group import Group
 from everstep.launch.link import Client, Link, LinkError, Refused
@@ -81,6 +81,7 @@ class Agent:
         self._save_by: float | None = None  # ranks that should save and leave are killed then
         self._places: object = None  # steps and stages when that was last put off
         self._standstill = Standstill(time.monotonic())
+        self._witness = Witness(settings.witness)
         self._hard_deadline = False  # somebody else kills us then: it cannot be put off
 
         # The conversation.
@@ -104,6 +105,7 @@ class Agent:
         handlers = _catch_signals(self._wake)
         try:
             self.coordinator.start()
+            self._witness.ask()
             while self.status is None or self._kill_since is not None:
                 self._talk()
                 select.select([self._awake], [], [], self._patience())
@@ -373,7 +375,7 @@ class Agent:
             if self.stop is not None and now - self._silent_since > 1.0:
                 self._agree_alone()
             elif self._is_cut_off(now):
-                say("cut off from the coordinator and from the other nodes: ending the workers")
+                say("cut off from the coordinator and from all other nodes: ending the workers")
                 self._clear()
             return
         outcome = {Workers.SUCCEEDED: 0, Workers.STOPPED: EXIT_STOPPED}.get(self.workers)
@@ -388,9 +390,12 @@ class Agent:
 
     def _is_cut_off(self, now: float) -> bool:
         group = self.group
-        if group is None or group.round.nodes == 1 or group.busy:  # alone it waits for nobody
+        if group is None:
             return False
-        return self._standstill.is_cut_off(self._heard, now)
+        if group.round.nodes == 1:  # its ranks wait for nobody, and would train on beside their replacement
+            self._witness.ask()
+            return self._witness.is_missed(self._heard, now)
+        return not group.busy and self._standstill.is_cut_off(self._heard, now)
 
     def _agree_alone(self) -> None:
         """The coordinator is gone and we are to stop: on a single node nobody else has to agree."""

@@ -34,6 +34,7 @@ class Settings:
     grace_seconds: float = 30.0  # from a stop to the killing of workers that do not leave
     give_up_seconds: float = 300.0  # without an answer from the coordinator and without workers
     termination_file: Path | None = None
+    witness: tuple[str, int] | None = None  # host and port of who is there, on another node, if the coordinator is not
     environment: Mapping[str, str] = field(default_factory=dict)  # the workers' base
 
 
@@ -82,6 +83,7 @@ def read(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Sett
         grace_seconds=_seconds(environment, env.GRACE_SECONDS, 30.0),
         give_up_seconds=args.join_timeout,
         termination_file=Path(last_words) if last_words else None,
+        witness=_api_server(environment),
         environment={**environment, env.COORDINATOR: coordinator.url, env.TOKEN: coordinator.token},
     )
     return settings, coordinator, command
@@ -128,6 +130,12 @@ def _node(args: argparse.Namespace, environment: Mapping[str, str]) -> int:
         return int(text)
     except ValueError:
         raise ConfigurationError(f"{env.NODE}: {text!r} is no node index") from None
+
+
+def _api_server(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    """As Kubernetes tells every container."""
+    host, port = environment.get("KUBERNETES_SERVICE_HOST"), environment.get("KUBERNETES_SERVICE_PORT", "")
+    return (host, int(port)) if host and port.isdecimal() else None
 
 
 def _seconds(environment: Mapping[str, str], name: str, default: float) -> float:
