@@ -251,6 +251,7 @@ class Report:
     goodput: Goodput = Goodput()
     intent: Intent | None = None
     not_durable_why: str = ""
+    seconds_up: float | None = None  # since this coordinator began: who has just begun has not heard everybody yet
 
 
 @dataclass(frozen=True)

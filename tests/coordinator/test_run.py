@@ -40,6 +40,7 @@ def test_waits_for_all_nodes_and_says_for_which() -> None:
     world.pass_time(60)
     assert world.report.state is RunState.WAITING
     assert world.report.message == "waiting for node 1 (2 of 3 are here)"
+    assert world.report.seconds_up == pytest.approx(60, abs=1)
     world.join(1)
     world.pass_time(0.3)
     assert world.report.state in (RunState.STARTING, RunState.RUNNING)

@@ -4,7 +4,7 @@ import pytest
 
 from everstep_operator.plan.model import CreatePod, DeletePod, Pod
 from everstep_protocol import labels
-from everstep_protocol.messages import Member, Report, RunState, Workers
+from everstep_protocol.messages import LOST_SECONDS, Member, Report, RunState, Workers
 from everstep_protocol.reasons import Reason
 from tests.plan.builders import (
     all_pods,
@@ -92,6 +92,18 @@ def test_training_that_goes_on_is_left_alone_though_the_kubelet_is_away() -> Non
 def test_while_no_coordinator_answers_no_worker_is_forgotten() -> None:
     pods = [pod(None, terminating=True), on("good", 0), on("bad", 1, machine_lost_since=at(0))]
     assert plan(running(), pods, None, 500).actions == ()
+
+
+@pytest.mark.parametrize("excluded", [False, True])
+def test_a_coordinator_that_has_just_begun_does_not_know_yet_who_is_there(excluded: bool) -> None:
+    """Whose kubelet alone is away trains on, and tells the new coordinator in a moment."""
+    run = running()
+    if excluded:  # the old coordinator was on that node
+        run = then(run, plan(run, [on("bad", None, machine_lost_since=at(0)), on("good", 0), pod(1)], None, 10))
+        assert [node.name for node in run.status.excluded_nodes] == ["bad"]
+    pods = [pod(None, attempt=2), on("good", 0), on("bad", 1, machine_lost_since=at(0))]
+    assert forgotten(plan(run, pods, heard(0, seconds_up=LOST_SECONDS - 0.1), 20).actions) == []
+    assert forgotten(plan(run, pods, heard(0, seconds_up=LOST_SECONDS), 25).actions) == ["run-1-1"]
 
 
 def test_coordinator_on_a_dead_node_is_replaced() -> None:

@@ -93,7 +93,7 @@ class Run:
         _check(intent)
         self.intent = intent
         self._epoch = epoch
-        self._awake_at = now
+        self._began = self._awake_at = now
         self._join_seconds = join_seconds
         self._settle_seconds = settle_seconds
         # Grows over coordinators, so that no agent takes a successor's directive for one it has seen.
@@ -257,6 +257,7 @@ class Run:
             stop=self.stop,
             goodput=self._ledger.goodput(now + self._epoch),
             intent=self.intent,
+            seconds_up=now - self._began,
         )
 
     @property
