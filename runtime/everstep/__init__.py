@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 #: Sub-packages that are attributes without having been imported, as Lightning's are: `pl.callbacks.ModelCheckpoint`.
-_PARTS = ("callbacks", "loggers", "metrics", "profilers", "strategies", "utilities")
+_PARTS = ("accelerators", "callbacks", "loggers", "metrics", "plugins", "profilers", "strategies", "utilities")
 
 vision.watch()
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from everstep import seed
-from everstep.hparams import Hyperparameters, build
+from everstep.hparams import Hyperparameters, build, refuse_file
 from everstep.strategies.base import moved
 
 if TYPE_CHECKING:
@@ -100,15 +100,19 @@ class LightningDataModule(Hyperparameters):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: str | os.PathLike[str], map_location: Any = None, **kwargs: Any
-    ) -> Self:
-        """One as it was saved, with the hyper-parameters in the file; `kwargs` win over them.
+        cls, checkpoint_path: str | os.PathLike[str], map_location: Any = None, hparams_file: None = None,
+        weights_only: bool | None = None, **kwargs: Any,
+    ) -> Self:  # fmt: skip
+        """One as it was saved, with the hyper-parameters in the file; `kwargs` win over them. Arguments as of
+        LightningModule.load_from_checkpoint.
 
         Raises:
             ConfigurationError: there is no such file, it needs unpickling, or an argument of __init__ is missing.
         """
         from everstep.checkpoint import ckpt
 
+        refuse_file(cls, hparams_file)
+        ckpt.refuse_unpickling(weights_only)
         checkpoint = ckpt.read(checkpoint_path, map_location)
         datamodule: Self = build(cls, checkpoint, "datamodule", kwargs)
         if cls.__qualname__ in checkpoint:

@@ -153,6 +153,18 @@ def dump_hparams(checkpoint: dict[str, Any], module: Hyperparameters, datamodule
             )
 
 
+def refuse_file(cls: type[Any], hparams_file: Any) -> None:
+    """
+    Raises:
+        ConfigurationError: hyper-parameters are to come from a file of their own.
+    """
+    if hparams_file is not None:
+        raise ConfigurationError(
+            f"hparams_file={str(hparams_file)!r}: hyper-parameters are in the checkpoint; what is not, give as an "
+            f"argument: {cls.__name__}.load_from_checkpoint(path, width=3)"
+        )
+
+
 def build(cls: type[Any], checkpoint: Mapping[str, Any], kind: str, given: Mapping[str, Any]) -> Any:
     """An object of `cls`, with the hyper-parameters of the checkpoint; those given win.
 

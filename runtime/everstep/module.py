@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from everstep import seed
 from everstep.errors import ConfigurationError
-from everstep.hparams import Hyperparameters, build
+from everstep.hparams import Hyperparameters, build, refuse_file
 from everstep.metrics.objects import is_collection
 from everstep.sampling.combined import mapped
 from everstep.strategies.base import moved
@@ -190,13 +190,22 @@ class LightningModule(Hyperparameters, nn.Module):
         for name, value in items:
             self.log(name, value, **kwargs)
 
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
+    def all_gather(self, data: Any, group: None = None, sync_grads: bool = False) -> Any:
         """The tensors and numbers of all ranks, in a dict, list or tuple or not: each of shape (…) becomes
         (world size, …); on one rank it stays as it is.
 
         Args:
+            group: has to be None: the ranks are all of the Trainer's.
             sync_grads: gradients flow back to the ranks that they came from.
+
+        Raises:
+            ConfigurationError: a group is given.
         """
+        if group is not None:
+            raise ConfigurationError(
+                "all_gather(group=…) is not supported: it gathers from all ranks; for some of them call "
+                "torch.distributed.all_gather"
+            )
         strategy = self.trainer.strategy
 
         def gathered(value: Any) -> Any:
@@ -260,7 +269,9 @@ class LightningModule(Hyperparameters, nn.Module):
         cls,
         checkpoint_path: str | os.PathLike[str],
         map_location: Any = None,
+        hparams_file: None = None,
         strict: bool | None = None,
+        weights_only: bool | None = None,
         **kwargs: Any,
     ) -> Self:
         """A module with the weights and hyper-parameters of a file that Everstep or Lightning wrote.
@@ -268,6 +279,8 @@ class LightningModule(Hyperparameters, nn.Module):
         Args:
             checkpoint_path: path or URL.
             map_location: as torch.load's; default: as saved, where that device is here.
+            hparams_file: has to be None: hyper-parameters are in the checkpoint, or are given.
+            weights_only: False is refused: nothing is ever unpickled.
             strict: the file has exactly the module's keys; default: the module's `strict_loading`.
             kwargs: arguments of __init__, which win over the file's.
 
@@ -278,6 +291,8 @@ class LightningModule(Hyperparameters, nn.Module):
         from everstep.checkpoint import ckpt
         from everstep.trainer.state import load_weights
 
+        refuse_file(cls, hparams_file)
+        ckpt.refuse_unpickling(weights_only)
         checkpoint = ckpt.read(checkpoint_path, map_location)
         module: Self = build(cls, checkpoint, "module", kwargs)
         module.on_load_checkpoint(checkpoint)

@@ -36,10 +36,18 @@ assert pl.callbacks.ModelCheckpoint is ModelCheckpoint is same is everstep.callb
 assert issubclass(LightningModule, everstep.LightningModule) and CSVLogger is everstep.loggers.CSVLogger
 assert seed_everything is everstep.seed_everything is L.pytorch.seed_everything
 assert not hasattr(pl, "__nothing__")
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins import DoublePrecision
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.utilities import CombinedLoader, grad_norm, suggested_max_num_workers
+
+rank_zero_info("told")
+assert DoublePrecision().name == "64-true" and MixedPrecision is everstep.plugins.MixedPrecision
+assert CPUAccelerator is everstep.accelerators.CPUAccelerator and callable(grad_norm)
 print(pl.__version__, old.LightningDataModule.__module__, rank_zero_only(lambda: 5)())
 """
     done = python(script, tmp_path)
-    assert (done.stderr, done.stdout) == ("", "2.6.0 everstep.data 5\n")
+    assert (done.stderr, done.stdout) == ("told\n", "2.6.0 everstep.data 5\n")
 
 
 @pytest.mark.parametrize(

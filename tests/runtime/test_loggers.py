@@ -124,15 +124,7 @@ def test_s58_wandb_keeps_its_run_over_a_resume() -> None:
     assert logger.version == "before"
 
 
-@pytest.fixture
-def file_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    import warnings
-
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    warnings.simplefilter("ignore")
-
-
-def test_s58_mlflow_in_files(tmp_path: Path, recwarn: Any, file_store: None) -> None:
+def test_s58_mlflow_in_a_folder(tmp_path: Path) -> None:
     logger = MLFlowLogger("mine", run_name="first", save_dir=tmp_path / "runs", tags={"team": "vision"})
     trainer(tmp_path, max_epochs=1, logger=logger, log_every_n_steps=2).fit(Logged(), loader())
     client, run_id = logger.experiment, logger.run_id
@@ -146,6 +138,24 @@ def test_s58_mlflow_in_files(tmp_path: Path, recwarn: Any, file_store: None) -> 
     assert again.run_id == run_id
     assert client.get_run(run_id).data.params["rate"] == "1e-05"
     assert logger.save_dir == str(tmp_path / "runs")
+    client.log_text(run_id, "hello", "note.txt")
+    assert [path.read_text() for path in (tmp_path / "runs").rglob("note.txt")] == ["hello"]
+
+
+def test_s58_mlflows_older_files_go_on_and_a_server_has_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "meta.yaml").touch()
+    old = MLFlowLogger(save_dir=tmp_path)
+    with pytest.raises(Exception, match="MLFLOW_ALLOW_FILE_STORE"):  # MLflow's own advice reaches the user
+        _ = old.experiment
+    assert MLFlowLogger(tracking_uri="http://127.0.0.1:1").save_dir is None
+
+
+@pytest.mark.parametrize("kind", [WandbLogger, MLFlowLogger])
+def test_loggers_upload_no_checkpoints_and_say_so(kind: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"{kind.__name__}\(log_model='all'\).*ModelCheckpoint\(dirpath="):
+        kind(log_model="all")
+    kind(log_model=False)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from everstep.callbacks.spike_detection import TrainingSpikeError
 from everstep.callbacks.throughput_monitor import known_flops
 from everstep.errors import ConfigurationError
 from everstep.loggers import TensorBoardLogger
-from everstep.utilities.grad_norm import grad_norm
+from everstep.utilities.grads import grad_norm
 from tests.runtime.build import Memory, Net, loader, trainer
 from tests.runtime.test_logs import Sink
 

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from everstep.callbacks.base import Callback
-from everstep.utilities.grad_norm import grad_norm
+from everstep.utilities.grads import grad_norm
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

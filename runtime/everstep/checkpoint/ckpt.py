@@ -136,6 +136,18 @@ def _with_numpy(value: Any) -> Any:
 # Reading.
 
 
+def refuse_unpickling(weights_only: bool | None) -> None:
+    """
+    Raises:
+        ConfigurationError: `weights_only` is False.
+    """
+    if weights_only is False:
+        raise ConfigurationError(
+            "weights_only=False would unpickle, which runs code that is in the file: leave it out. For a file that "
+            "needs it: everstep checkpoint convert --trust old.ckpt new.ckpt"
+        )
+
+
 def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False) -> Tree:
     """The checkpoint in a file or at a URL.
 

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from everstep.errors import ConfigurationError
+
 
 class Logger:
     """Override `log_metrics`; the rest as needed. The base class forgets everything."""
@@ -58,3 +60,15 @@ class Logger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to there at the next value: what was logged later will be logged again."""
+
+
+def refuse_log_model(logger: str, log_model: bool | str) -> None:
+    """
+    Raises:
+        ConfigurationError: the logger is asked to upload checkpoints.
+    """
+    if log_model:
+        raise ConfigurationError(
+            f"{logger}(log_model={log_model!r}): loggers upload no checkpoints. Leave it out, and let them go to an "
+            'object store by ModelCheckpoint(dirpath="s3://…"), or upload trainer.best_model_path in on_fit_end'
+        )

@@ -1,13 +1,13 @@
-"""MLflow. Needs mlflow or mlflow-skinny, which is imported when the run begins."""
+"""MLflow. Needs mlflow, or mlflow-skinny and what its database needs; imported when the run begins."""
 
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from everstep.errors import ConfigurationError
-from everstep.loggers.base import Logger
+from everstep.loggers.base import Logger, refuse_log_model
 from everstep.loggers.hparams import flat
 
 _LONGEST_PARAM = 6000  # MLflow's limit
@@ -19,7 +19,8 @@ class MLFlowLogger(Logger):
     logged again: MLflow keeps both, and cannot take values back.
 
     Args:
-        tracking_uri: of the server or store; default: MLFLOW_TRACKING_URI, else the folder `save_dir`.
+        tracking_uri: of the server or store; default: MLFLOW_TRACKING_URI, else a database in the folder `save_dir`.
+            A folder that holds the files of an MLflow before 3 goes on as such.
         tags: of the run. artifact_location: of a new experiment.
         run_id: an existing run, to go on with it.
         prefix: before each metric's name, with a dash between them.
@@ -33,17 +34,28 @@ class MLFlowLogger(Logger):
         tags: Mapping[str, Any] | None = None,
         save_dir: str | os.PathLike[str] | None = "./mlruns",
         prefix: str = "",
+        log_model: bool | Literal["all"] = False,
         artifact_location: str | None = None,
         run_id: str | None = None,
     ) -> None:
+        refuse_log_model("MLFlowLogger", log_model)
         self._experiment_name, self._run_name = experiment_name, run_name
-        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or Path(save_dir or ".").absolute().as_uri()
+        self._folder: Path | None = None  # of a store of our own
+        self._artifacts = artifact_location
+        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or self._store_in(Path(save_dir or "."))
         self._tags = dict(tags or {})
         self._prefix = f"{prefix}-" if prefix else ""
-        self._artifacts = artifact_location
         self._run_id = run_id
         self._client: Any = None
         self._experiment_id: str | None = None
+
+    def _store_in(self, folder: Path) -> str:
+        """The URI of a store in this folder."""
+        self._folder = folder.absolute()
+        if any(self._folder.glob("*/meta.yaml")):
+            return self._folder.as_uri()
+        self._artifacts = self._artifacts or (self._folder / "artifacts").as_uri()
+        return f"sqlite:///{self._folder / 'mlflow.db'}"
 
     @property
     def name(self) -> str | None:
@@ -65,8 +77,8 @@ class MLFlowLogger(Logger):
 
     @property
     def save_dir(self) -> str | None:
-        """Of a store in files."""
-        return self._uri.removeprefix("file://") if self._uri.startswith("file:") else None
+        """Of a store of its own."""
+        return str(self._folder) if self._folder is not None else None
 
     @property
     def experiment(self) -> Any:
@@ -78,10 +90,16 @@ class MLFlowLogger(Logger):
         if self._client is None:
             try:
                 from mlflow.tracking import MlflowClient
+
+                if self._uri.startswith("sqlite:"):
+                    import alembic  # noqa: F401
+                    import sqlalchemy  # noqa: F401
             except ImportError as error:
                 raise ConfigurationError(
-                    f"MLFlowLogger needs mlflow ({error}): pip install mlflow-skinny, or mlflow"
+                    f"MLFlowLogger needs mlflow ({error}): pip install mlflow, or mlflow-skinny sqlalchemy alembic"
                 ) from None
+            if self._folder is not None:
+                self._folder.mkdir(parents=True, exist_ok=True)
             client = MlflowClient(self._uri)
             if self._run_id is not None:
                 self._experiment_id = client.get_run(self._run_id).info.experiment_id

@@ -3,10 +3,10 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from everstep.errors import ConfigurationError
-from everstep.loggers.base import Logger
+from everstep.loggers.base import Logger, refuse_log_model
 from everstep.loggers.hparams import plain
 
 _STEP = "trainer/global_step"  # the x axis: W&B's own step only goes up, and a resumed run goes back
@@ -18,7 +18,7 @@ class WandbLogger(Logger):
 
     Args:
         name: of the run, for people. project, and any other of `kwargs`: of wandb.init.
-        save_dir: where wandb keeps its files.
+        save_dir, dir: where wandb keeps its files.
         version, id: the run's id, to go on with it; default: a new one.
         offline: write files only; `wandb sync` uploads them.
         experiment: a run that exists already, instead of one of its own.
@@ -31,14 +31,17 @@ class WandbLogger(Logger):
         save_dir: str | os.PathLike[str] = ".",
         version: str | None = None,
         offline: bool = False,
+        dir: str | os.PathLike[str] | None = None,
         id: str | None = None,
         project: str | None = None,
+        log_model: bool | Literal["all"] = False,
         prefix: str = "",
         experiment: Any = None,
         **kwargs: Any,
     ) -> None:
+        refuse_log_model("WandbLogger", log_model)
         self._name = name
-        self._save_dir = Path(save_dir)
+        self._save_dir = Path(save_dir if dir is None else dir)
         self._id = version or id
         self._offline = offline
         self._project = project or os.environ.get("WANDB_PROJECT", "lightning_logs")

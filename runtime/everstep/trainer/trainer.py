@@ -11,8 +11,16 @@ import torch
 
 from everstep import seed
 from everstep.accelerators import Accelerator
-from everstep.callbacks import Callback, Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar, conflicts
-from everstep.checkpoint.ckpt import as_place
+from everstep.callbacks import (
+    Callback,
+    Checkpoint,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    conflicts,
+)
+from everstep.checkpoint.ckpt import as_place, refuse_unpickling
 from everstep.compiled import uncompiled
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError, Stopped
@@ -304,7 +312,7 @@ class Trainer(Rank):
                 "best"; "latest"; or a step. A restarted script goes on from its own checkpoints instead.
             weights_only: False is refused: nothing is ever unpickled.
         """
-        _check_weights_only(weights_only)
+        refuse_unpickling(weights_only)
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
             raise ConfigurationError("both val_dataloaders and a datamodule are given: give one of them")
@@ -342,9 +350,9 @@ class Trainer(Rank):
         self,
         model: LightningModule | None = None,
         dataloaders: Any = None,
+        ckpt_path: CkptPath | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: CkptPath | None = None,
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """One pass over the validation loaders; returns the logged epoch values of each.
@@ -354,7 +362,7 @@ class Trainer(Rank):
                 default: the datamodule's or the module's. verbose: print the values on rank 0.
             ckpt_path: load these weights first; as of `fit`. Default: the model's own, or "best" without a model.
         """
-        _check_weights_only(weights_only)
+        refuse_unpickling(weights_only)
         metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule, ckpt_path)
         if verbose:
             self._print_metrics("validate", metrics)
@@ -365,13 +373,13 @@ class Trainer(Rank):
         self,
         model: LightningModule | None = None,
         dataloaders: Any = None,
+        ckpt_path: CkptPath | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
-        ckpt_path: CkptPath | None = None,
         weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """One pass over the test loaders; returns the logged epoch values of each. Arguments as of `validate`."""
-        _check_weights_only(weights_only)
+        refuse_unpickling(weights_only)
         metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule, ckpt_path)
         if verbose:
             self._print_metrics("test", metrics)
@@ -394,7 +402,7 @@ class Trainer(Rank):
         Args:
             return_predictions: False: keep nothing and return None; callbacks have seen each batch.
         """
-        _check_weights_only(weights_only)
+        refuse_unpickling(weights_only)
         outputs: list[list[Any]] = self._evaluate(
             "predict",
             model,
@@ -589,6 +597,19 @@ class Trainer(Rank):
         self.keeper.save_now(as_place(filepath), bool(weights_only))
 
     @property
+    def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
+
+    @property
+    def early_stopping_callback(self) -> EarlyStopping | None:
+        """The first."""
+        return next(iter(self.early_stopping_callbacks), None)
+
+    @property
+    def progress_bar_callback(self) -> ProgressBar | None:
+        return next((callback for callback in self.callbacks if isinstance(callback, ProgressBar)), None)
+
+    @property
     def checkpoint_callbacks(self) -> list[Checkpoint]:
         return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
 
@@ -645,6 +666,11 @@ class Trainer(Rank):
     def num_devices(self) -> int:
         """That this node's ranks use."""
         return len(self.strategy.devices)
+
+    @property
+    def device_ids(self) -> list[int]:
+        """The indices of this node's devices."""
+        return list(self.strategy.devices)
 
     @property
     def num_nodes(self) -> int:
@@ -740,14 +766,6 @@ class Trainer(Rank):
     def is_last_batch(self) -> bool:
         """Is the present training batch the epoch's last?"""
         return self._fit is not None and self._fit.last_batch
-
-
-def _check_weights_only(weights_only: bool | None) -> None:
-    if weights_only is False:
-        raise ConfigurationError(
-            "weights_only=False would unpickle, which runs code that is in the file: leave it out. For a file that "
-            "needs it: everstep checkpoint convert --trust old.ckpt new.ckpt"
-        )
 
 
 def _check_module(model: Any) -> None:

@@ -11,7 +11,11 @@ from everstep.environment import Environment
 P = ParamSpec("P")
 T = TypeVar("T")
 
-log = logging.getLogger("everstep")
+log = logging.getLogger(__name__)
+log.setLevel(logging.INFO)
+if not logging.getLogger().hasHandlers():  # of a script that has set up no logging: what it tells is shown
+    log.addHandler(logging.StreamHandler())
+    log.propagate = False
 
 
 def rank_zero_only(function: Callable[P, T], default: T | None = None) -> Callable[P, T | None]:

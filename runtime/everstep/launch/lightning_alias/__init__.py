@@ -35,12 +35,12 @@ _MOVED = {
     "callbacks.progress.rich_progress": "everstep.callbacks",
     "trainer.trainer": "everstep.trainer",
     "utilities.model_summary.model_summary": "everstep.utilities.model_summary",
-    "plugins.precision": "everstep.precision",
+    "plugins.precision": "everstep.plugins",
     "fabric": "everstep",
 }
 
 #: What people use that Everstep does not have, and what to do.
-_INSTEAD = {
+INSTEAD = {
     "LightningCLI": "build the Trainer in the script and read arguments with argparse",
     "cli": "build the Trainer in the script and read arguments with argparse",
     "tuner": "choose the learning rate and the batch size in the script",
@@ -59,6 +59,33 @@ _INSTEAD = {
     "TorchElasticEnvironment": "nothing: the environment is recognised by its variables",
     "LightningEnvironment": "nothing: the environment is recognised by its variables",
     "KubeflowEnvironment": "nothing: the environment is recognised by its variables",
+    "XLAProfiler": "PyTorchProfiler, or torch_xla's own",
+    "DeepSpeedStrategy": 'strategy="fsdp", which shards what its ZeRO stages shard',
+    "SingleDeviceStrategy": 'strategy="auto", with devices=1',
+    "MPSAccelerator": 'accelerator="cpu"; Everstep does not support Apple\'s GPUs',
+    "XLAAccelerator": 'accelerator="tpu"',
+    "find_usable_cuda_devices": "devices=2, or a list of their indices",
+    "CheckpointIO": "nothing: files are read and written by everstep.checkpoint.ckpt, to any path or URL",
+    "io": "nothing: files are read and written by everstep.checkpoint.ckpt, to any path or URL",
+    "environments": "nothing: the environment is recognised by its variables",
+    "BitsandbytesPrecision": "a Precision of your own (everstep.precision), which replaces the layers",
+    "TransformerEnginePrecision": "a Precision of your own (everstep.precision), which replaces the layers",
+    "DeepSpeedPrecision": 'precision="bf16-mixed" with strategy="fsdp"',
+    "FSDPPrecision": 'precision="bf16-mixed" with strategy="fsdp"',
+    "XLAPrecision": 'precision="bf16-true"',
+    "LayerSync": "sync_batchnorm=True",
+    "TorchSyncBatchNorm": "sync_batchnorm=True",
+    "AttributeDict": "self.hparams, which is one, or types.SimpleNamespace",
+    "disable_possible_user_warnings": "warnings.filterwarnings",
+    "find_shared_parameters": "nothing: tied weights are saved once",
+    "set_shared_parameters": "nothing: tied weights stay tied",
+    "GradClipAlgorithmType": '"norm" or "value"',
+    "is_picklable": "pickle.dumps in a try",
+    "is_shared_filesystem": "checkpoint.uri, or save_dir on a disk that all nodes share",
+    "LightningEnum": "enum.StrEnum",
+    "measure_flops": "torch.utils.flop_counter.FlopCounterMode",
+    "move_data_to_device": "self.trainer.strategy.to_device(batch)",
+    "rank_zero_deprecation": "rank_zero_warn(message, DeprecationWarning)",
     "demos": "a module and a datamodule of your own",
     "LightningApp": "a TrainingRun (docs/architecture.md)",
     "LightningFlow": "a TrainingRun (docs/architecture.md)",
@@ -149,7 +176,7 @@ class _Alias(ModuleType):
 
 
 def _missing(fullname: str, name: str) -> str:
-    instead = _INSTEAD.get(name) or _INSTEAD.get(fullname.removeprefix("lightning.").split(".")[-1])
+    instead = INSTEAD.get(name) or INSTEAD.get(fullname.removeprefix("lightning.").split(".")[-1])
     what = (
         f"use instead: {instead}" if instead else "take it out of the script, or open an issue that says what it is for"
     )
