@@ -53,6 +53,14 @@ def cluster() -> None:
 
 
 @pytest.fixture(scope="session")
+def trainingruns(cluster: None) -> None:
+    """The kind is known, and there may be no operator."""
+    (definition,) = (ROOT / "crds").glob("*.yaml")
+    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(definition))
+    kubectl("wait", "crd", "trainingruns.everstep.dev", "--for=condition=Established", "--timeout=30s")
+
+
+@pytest.fixture(scope="session")
 def helm(cluster: None) -> Callable[..., str]:
     """Call helm; what it printed."""
     command = [sys.executable, ROOT / "deploy" / "helm.py"]

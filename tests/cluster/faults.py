@@ -158,6 +158,17 @@ def signal_container(faults: Faults, pod: dict[str, Any], signal: str, where: st
     return faults.on_node(pod["spec"]["nodeName"], script).count("hit")
 
 
+def live_ranks(faults: Faults, pod: dict[str, Any]) -> int:
+    """How many ranks of a pod have a process, seen from its node: also where no API server hears of it any more."""
+    uid = pod["metadata"]["uid"]
+    script = f"""
+        for folder in /proc/[0-9]*; do
+            grep -qsE '{uid}|{uid.replace("-", "_")}' $folder/cgroup || continue
+            tr '\\0' '\\n' < $folder/environ 2>/dev/null | grep '^RANK='
+        done | sort -u"""
+    return len(faults.on_node(pod["spec"]["nodeName"], script).split())
+
+
 @contextmanager
 def api_server_away(faults: Faults) -> Iterator[None]:
     faults.stop_apiserver()

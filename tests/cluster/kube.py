@@ -1,9 +1,12 @@
 """kubectl, as the tests use it: what a user types, with waits that end in a sentence and a picture of the cluster."""
 
 import json
+import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from tempfile import TemporaryFile
 from typing import Any, TypeVar
 
 import yaml
@@ -64,3 +67,29 @@ def until(what: str, look: Callable[[], T | None], seconds: float = 60, every: f
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {what} (last seen: {last})")
         time.sleep(every)
+
+
+@contextmanager
+def watching(kind: str, name: str, namespace: str) -> Iterator[Callable[[], list[Object]]]:
+    """A function that gives every state that the object was in from now on, oldest first."""
+    command = ["kubectl", "get", kind, name, "-n", namespace, "--watch", "-o", "json"]
+    with TemporaryFile() as said, subprocess.Popen(command, stdout=said, stderr=subprocess.DEVNULL) as process:
+
+        def states() -> list[Object]:
+            file = said.fileno()  # its position is kubectl's
+            text = os.pread(file, os.fstat(file).st_size, 0).decode(errors="ignore").lstrip()
+            found = []
+            while text:
+                try:
+                    state, end = json.JSONDecoder().raw_decode(text)
+                except ValueError:
+                    break  # half written
+                found.append(state)
+                text = text[end:].lstrip()
+            return found
+
+        try:
+            until("the watch has begun", states, 30)
+            yield states
+        finally:
+            process.terminate()

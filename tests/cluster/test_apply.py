@@ -19,6 +19,7 @@ pytestmark = pytest.mark.cluster
 Start = Callable[[Object], Run]
 
 ROOT = Path(__file__).parents[2]
+EVERSTEP = Path(sys.executable).with_name("everstep")
 DIGITS = ROOT / "examples" / "digits"
 EXAMPLES = sorted(
     path for path in (ROOT / "examples").rglob("*.yaml") if "kind: TrainingRun" in path.read_text(encoding="utf-8")
@@ -54,8 +55,7 @@ def test_digits_on_three_nodes_ends_with_the_weights_of_the_local_run(start: Sta
         del local["spec"]["checkpoint"][key]
     local["spec"]["trainer"]["workingDir"] = str(DIGITS)
     (tmp_path / "local.yaml").write_text(yaml.safe_dump(local))
-    everstep = Path(sys.executable).with_name("everstep")
-    command = [everstep, "run", "-f", tmp_path / "local.yaml", "--state-dir", tmp_path / "state"]
+    command = [EVERSTEP, "run", "-f", tmp_path / "local.yaml", "--state-dir", tmp_path / "state"]
     subprocess.run(command, check=True, timeout=240, env={k: v for k, v in os.environ.items() if "AWS" not in k})
     command = [sys.executable, DIGITS / "final_weights.py", "--state-dir", tmp_path / "state"]
     here = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -70,8 +70,10 @@ def test_digits_on_three_nodes_ends_with_the_weights_of_the_local_run(start: Sta
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_example_is_applied_and_starts(start: Start, path: Path) -> None:
+    """With the scripts beside it, as `everstep pack` puts them in."""
     kubectl("create", "-n", NAMESPACE, "-f", str(path), "--dry-run=server", "--validate=strict")
-    manifest = yaml.safe_load(path.read_text())
+    pack = [EVERSTEP, "pack", "-f", path, *path.parent.glob("*.py")]
+    manifest = yaml.safe_load(subprocess.run(pack, check=True, stdout=subprocess.PIPE).stdout)
     accelerator = manifest["spec"].get("accelerator", {}).get("type", "cpu")
     run = start(in_this_cluster(manifest, f"{manifest['metadata']['name'][:30]}-x{SESSION}"))
     if accelerator == "cpu":

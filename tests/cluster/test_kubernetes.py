@@ -160,7 +160,7 @@ class _Log(threading.Thread):
 @pytest.mark.cluster
 class TestRealApiServer(Conformance):
     @pytest.fixture
-    def world(self, cluster: None) -> Iterator[RealWorld]:
+    def world(self, trainingruns: None) -> Iterator[RealWorld]:
         world = RealWorld(f"everstep-conformance-{uuid.uuid4().hex[:6]}")
         yield world
         world.end()

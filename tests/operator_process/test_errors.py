@@ -29,6 +29,7 @@ PODS = "/api/v1/namespaces/team/pods"
         (Status(422, "Invalid", 'Pod "x" is invalid: spec.containers[0].image: Required value'), Refused),
         (Status(429, "TooManyRequests", "please try again later"), Unavailable),
         (Status(500, "InternalError", "etcdserver: request timed out"), Unavailable),
+        (Status(500, "InternalError", 'Internal error occurred: failed calling webhook "x.team.test"'), Refused),
         (Status(503, "ServiceUnavailable", "apiserver is shutting down"), Unavailable),
         (Status(504, "Timeout", "request did not complete within requested timeout"), Unavailable),
     ],

@@ -119,7 +119,8 @@ def _unwanted(run: TrainingRun, observed: Observed) -> list[Pod]:
 
 def _patience(status: Status, observed: Observed, now: datetime) -> float:
     """Seconds that the launchers are still given to leave by themselves."""
-    told = observed.report is not None and observed.report.state in (RunState.SUCCEEDED, RunState.FAILED)
+    # A success was told to all of them, also when the coordinator does not answer this time: its pods' logs are kept.
+    told = status.phase is Phase.SUCCEEDED or (observed.report is not None and observed.report.state is RunState.FAILED)
     if not told or status.completion_time is None or all(pod.finished for pod in workers(observed)):
         return 0.0
     return max(0.0, (status.completion_time + timedelta(seconds=LEAVE_SECONDS) - now).total_seconds())

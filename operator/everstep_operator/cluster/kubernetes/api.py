@@ -204,6 +204,8 @@ class ApiServer:
             return AlreadyExists(message) if status.get("reason") == "AlreadyExists" else Conflict(message)
         if code == 410:
             return Gone(message)
+        if code == 500 and "failed calling webhook" in message:
+            return Refused(message)  # somebody's webhook is away, perhaps for long: that belongs in the run's status
         if code == 429 or code >= 500 or code in (401, 408):
             return Unavailable(message, _retry_after(status, headers))
         return Refused(message)  # 400, 403, 413, 415, 422, …: the same request gets the same answer
