@@ -204,7 +204,7 @@ def test_drain_of_a_fixed_size_run(start: Start) -> None:
 
 def test_node_killed(start: Start, faults: Faults) -> None:
     """A pod elsewhere in its place; neither that nor the run's end waits for what a dead kubelet does not confirm."""
-    run, pod = away_from_the_store(start, long("node-killed", steps=900, failurePolicy=IMPATIENT))
+    run, pod = away_from_the_store(start, long("node-killed", steps=500, failurePolicy=IMPATIENT))
     node = node_of(pod)
     with back(faults.start_node, node):
         faults.kill_node(node)

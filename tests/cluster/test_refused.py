@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 import yaml
 
+from tests.cluster import store
 from tests.cluster.kube import KubectlFailed, Object, apply, kubectl, until
-from tests.cluster.runs import QUOTA, Run, run, tiny
+from tests.cluster.runs import NAMESPACE, QUOTA, SESSION, Run, run, tiny
 
 pytestmark = pytest.mark.cluster
 
@@ -39,6 +40,18 @@ def test_a_volume_that_cannot_be_mounted_fails_fast_in_the_words_of_the_kubelet(
     status = start(manifest).phase("Failed", seconds=120)
     assert status["reason"] == "Config"
     assert 'secret "nobody-made-this-either" not found' in status["message"]
+
+
+def test_wrong_credentials_end_the_run_and_are_told(start: Start) -> None:
+    """Nothing can be told before the first access to the store; from then on the store's refusal is in the status."""
+    name = f"wrong-{SESSION}"
+    keys = {"AWS_ACCESS_KEY_ID": store.ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": "a wrong one"}
+    metadata = {"name": name, "namespace": NAMESPACE}
+    apply({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": keys})
+    manifest = tiny("wrong-keys", "--steps", 5, failurePolicy={"backoff": {"initialSeconds": 0}})
+    manifest["spec"]["checkpoint"]["credentialsSecret"] = name
+    status = start(manifest).phase("Failed", seconds=120)
+    assert "SignatureDoesNotMatch" in status["message"]
 
 
 def test_unschedulable_is_pending_with_the_words_of_the_scheduler(start: Start) -> None:
@@ -118,8 +131,6 @@ def test_changes_of_a_running_run_are_refused_with_the_way_out(start: Start) -> 
 
 def test_a_stranger_is_refused_by_the_coordinator(start: Start) -> None:
     """From another namespace nothing comes through; from the run's own network no word without its token is taken."""
-    from tests.cluster import store
-
     multi = start(tiny("stranger", "--steps", 3000, "--pause", 0.1, nodes=2))
     multi.reaches(2)
     url = f"http://{{}}.{multi.namespace}.svc:8321/v1/sync"

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from everstep_operator.plan.model import DeletePod
 from everstep_protocol import codec
-from everstep_protocol.messages import Intent, RunState, StopCause
+from everstep_protocol.messages import Intent, Member, RunState, StopCause, Workers
 from everstep_protocol.reasons import Reason
 from tests.plan.builders import (
     all_pods,
@@ -160,6 +161,14 @@ def test_run_that_stopped_because_a_pod_had_to_leave_starts_again_as_a_whole() -
     assert (away.status.phase, away.status.restarts.total) == ("Restarting", 0)
     fresh = plan(then(running(), away), [])
     assert created_places(fresh) == [(None, 2), (0, 2), (1, 2)]
+
+
+def test_a_launcher_that_came_too_late_for_the_stop_is_not_waited_for() -> None:
+    """It may not hear a SIGTERM yet, and would use up the whole grace; the one that has saved leaves in peace."""
+    members = (Member(0, "agent", "run-0-1", "10.0.0.1", Workers.STOPPED, 1, (), 0.1),)
+    away = plan(running(), [pod(None), pod(0), pod(1, 2)], report(RunState.STOPPED, members=members))
+    graces = {action.name: action.grace_seconds for action in away.actions if isinstance(action, DeletePod)}
+    assert graces == {"run-coordinator-1": None, "run-0-1": None, "run-1-2": 2.0}
 
 
 # --- waits ----------------------------------------------------------------------------------------------------------

@@ -1,14 +1,18 @@
 """The pods of a run: their names, what they run, and which one holds a place."""
 
 import hashlib
+from dataclasses import replace
 
 from everstep_operator.api.trainingrun import Spec, TrainingRun
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import DeletePod, Observed, Pod, PodSpec
 from everstep_protocol import codec, env, labels
-from everstep_protocol.messages import Intent
+from everstep_protocol.messages import Intent, RunState
 from everstep_protocol.reasons import EXIT_STOPPED
 
+#: A launcher that was about to join when all had saved has nothing to save. It may not even hear a SIGTERM yet: the
+#: kernel keeps that from a container's first process until it asks for it.
+TOO_LATE_SECONDS = 2.0
 #: Exit statuses of a launcher that saved and left because it was told to: by the coordinator, by SIGTERM.
 _STOPPED = (EXIT_STOPPED, 128 + 15)
 
@@ -160,4 +164,13 @@ def delete(pod: Pod) -> DeletePod:
 
 def delete_all(observed: Observed) -> list[DeletePod]:
     """Those that are not on their way already."""
-    return [delete(pod) for pod in observed.pods if not pod.terminating]
+    report = observed.report
+    saved = report is not None and report.state is RunState.STOPPED
+    members = {member.pod for member in report.members} if report is not None else set()
+    return [
+        replace(delete(pod), grace_seconds=TOO_LATE_SECONDS)
+        if saved and pod.role == labels.WORKER and pod.name not in members
+        else delete(pod)
+        for pod in observed.pods
+        if not pod.terminating
+    ]
