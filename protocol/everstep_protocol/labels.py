@@ -1,4 +1,4 @@
-"""Labels on every object that belongs to a run. The operator writes them, selectors and people read them."""
+"""Labels and annotations of objects that belong to a run. The operator writes them, selectors and people read them."""
 
 RUN = "everstep.dev/run"  # name of the TrainingRun
 RUN_UID = "everstep.dev/run-uid"
@@ -8,3 +8,5 @@ ATTEMPT = "everstep.dev/attempt"  # which pod for that node index, 1 ..
 
 WORKER = "worker"
 COORDINATOR = "coordinator"
+
+KEPT_FROM = "everstep.dev/kept-from"  # annotation of a pod: names of Nodes that it is not placed on, between commas

@@ -344,7 +344,7 @@ def test_a_lost_worker_that_is_not_replaced_is_no_success(start: Start, faults: 
     pod = get("pod", "s3", STORE)
     assert pod is not None
     places = [name for node in listed("nodes", "default") if (name := node["metadata"]["name"]) != node_of(pod)][:2]
-    manifest = long("nowhere", steps=400, failurePolicy=IMPATIENT)
+    manifest = long("nowhere", steps=400, failurePolicy={"node": {"graceSeconds": 1, "excludeSeconds": 30}})
     workers = {"matchLabels": {labels.RUN: manifest["metadata"]["name"], labels.ROLE: labels.WORKER}}
     apart = [{"topologyKey": "kubernetes.io/hostname", "labelSelector": workers}]
     manifest["spec"]["podTemplate"] = {

@@ -9,6 +9,7 @@ from everstep_operator.cluster.kubernetes.pods import seen
 from everstep_operator.plan.model import Pod
 from everstep_protocol import labels
 from everstep_protocol.reasons import Reason
+from tests.render import golden
 
 RUNNING = {"running": {"startedAt": "2026-01-01T00:00:05Z"}}
 
@@ -145,3 +146,10 @@ def test_a_drain_marks_it_before_it_ends() -> None:
     going = pod(RUNNING, conditions=[target], metadata={"deletionTimestamp": "2026-01-01T00:01:00Z"})
     assert (going.phase, going.disrupted, going.terminating) == ("Running", True, True)
     assert going.gone_by == datetime(2026, 1, 1, 0, 1, tzinfo=UTC)
+
+
+def test_nodes_that_it_was_kept_from_are_known_from_what_was_rendered() -> None:
+    (rendered,) = golden.GOLDEN["container"].render()
+    annotations = rendered["metadata"]["annotations"]
+    assert pod(None, metadata={"annotations": annotations}).kept_from == ("node-a", "node-b")
+    assert pod(None).kept_from == ()

@@ -55,6 +55,22 @@ def test_pod_on_a_node_that_is_not_ready_is_forgotten_after_the_grace_and_replac
     assert "Ready" in node.reason
 
 
+def test_pod_that_found_no_place_is_made_anew_when_a_node_may_be_used_again() -> None:
+    """Its affinity is written once; else it would wait for ever for another node."""
+    pods = [pod(None), on("good", 0), on("bad", 1, machine_lost_since=at(100))]
+    lost = plan(running(), pods, heard(0), 110)
+    waiting = [pod(None), on("good", 0), pod(1, 2, phase="Pending", kept_from=("bad",))]
+    before = plan(then(running(), lost), waiting, heard(0), 110 + 599)
+    assert before.actions == ()
+    after = plan(then(running(), before), waiting, heard(0), 110 + 601)
+    assert forgotten(after.actions) == ["run-1-2"]
+    (anew,) = created(after)
+    assert (anew.node, anew.attempt, anew.excluded_nodes) == (1, 3, ())
+    assert after.status.excluded_nodes == ()
+    placed = [pod(None), on("good", 0), on("other", 1, attempt=2, phase="Pending", kept_from=("bad",))]
+    assert plan(then(running(), before), placed, heard(0), 110 + 601).actions == ()
+
+
 def test_pod_that_never_ends_is_forgotten_once_it_is_overdue() -> None:
     """Of a dead node: deleted by somebody, and nobody confirms its end."""
     pods = [pod(None), on("good", 0), on("bad", 1, terminating=True, gone_by=at(50))]

@@ -55,7 +55,10 @@ def excluded_nodes(status: Status) -> tuple[str, ...]:
 
 def _why(run: TrainingRun, status: Status, observed: Observed, pod: Pod, now: datetime) -> str | None:
     """Why to forget it; None: it is left alone."""
-    if pod.machine in {node.name for node in status.excluded_nodes if node.until > now} and _is_unheard(observed, pod):
+    excluded = {node.name for node in status.excluded_nodes if node.until > now}
+    if not pod.machine and (again := set(pod.kept_from) - excluded):
+        return f"{pod.name} has no place yet and may be placed on {', '.join(sorted(again))} again"
+    if pod.machine in excluded and _is_unheard(observed, pod):
         return f"node {pod.machine} has lost another pod, and nothing is heard of {pod.name} either"
     limit = _limit(run, pod)
     if limit is None or now < limit or _is_vouched_for(observed, pod):

@@ -11,4 +11,8 @@ from everstep_protocol import labels
 
 
 def pod(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[str, Any]:
-    return coordinator(run, spec, settings) if spec.role == labels.COORDINATOR else worker(run, spec, settings)
+    render = coordinator if spec.role == labels.COORDINATOR else worker
+    whole = render(run, spec, settings)
+    if spec.excluded_nodes:
+        whole["metadata"].setdefault("annotations", {})[labels.KEPT_FROM] = ",".join(spec.excluded_nodes)
+    return whole
