@@ -103,8 +103,15 @@ def test_s118_torch_traces_an_unattached_module_and_one_that_was_trained(tmp_pat
 
 def test_s119_optimize_for_inference_saves(tmp_path: Path) -> None:
     """As the founding document does it. That torch cannot load the file is why everstep/export.py says what to do."""
-    module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval()
-    fast = torch.jit.optimize_for_inference(torch.jit.trace(module, torch.randn(1, 3, 8, 8)))
+
+    class Convolutions(Served):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+    module, image = Convolutions().eval(), torch.randn(1, 3, 8, 8)
+    fast = torch.jit.optimize_for_inference(torch.jit.trace(module, image))
+    assert close(fast(image), module(image))
     fast.save(str(tmp_path / "fast.pt"))
     load = f"import torch; torch.jit.load({str(tmp_path / 'fast.pt')!r})"
     loaded = subprocess.run([sys.executable, "-W", "ignore", "-c", load], capture_output=True, text=True)

@@ -1,5 +1,6 @@
 """The loop in one process: what it computes, in which order it calls, when it stops."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 
 import everstep as L
 from everstep.errors import ConfigurationError, NonFiniteLossError
+from everstep.trainer import waiting
 from everstep.trainer.hooks import GONE
 from tests.runtime.build import Net, Validated, loader, trainer
 
@@ -404,6 +406,40 @@ def test_s62_worker_randomness_depends_on_the_position_alone(tmp_path: Path) -> 
     several = DataLoader(Draws(), batch_size=2, num_workers=2, persistent_workers=True)
     assert flat(collected(tmp_path, several, max_epochs=2)) == one, "neither worker nor batch nor own generators matter"
     assert len(set(one)) == 16, "another number for each sample and epoch"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "cpus", "warns"),
+    [(3.0, 0, 4, True), (3.0, 0, 1, False), (1.0, 0, 4, False), (3.0, 3, 4, False)],
+)
+def test_s62_training_that_waits_for_its_data_says_what_would_help(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, workers: int, cpus: int, warns: bool
+) -> None:
+    """A clock that goes on by so much with each sample, and by ten times as much in each step."""
+    now = [0.0]
+
+    class Slow(Indices):
+        def __getitem__(self, index: int) -> int:
+            now[0] += seconds
+            return index
+
+    class Learns(Collects):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            now[0] += 10.0
+            return super().training_step(batch, batch_idx)
+
+    monkeypatch.setattr(waiting, "monotonic", lambda: now[0])
+    monkeypatch.setattr(waiting, "cpus", lambda: cpus)
+    monkeypatch.setattr(waiting, "suggested_max_num_workers", lambda ranks: max(1, cpus // ranks - 1))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        made = DataLoader(Slow(), batch_size=2, num_workers=workers)
+        said.clear()  # what torch says of that many
+        trainer(tmp_path, max_epochs=3).fit(Learns(), made)
+    expected = [
+        "training has waited for its data for 12 of 22 seconds: give the training DataLoader num_workers=3 (it has 0)"
+    ]
+    assert [str(warning.message) for warning in said] == expected * warns
 
 
 def flat(batches: list[list[int]]) -> list[int]:

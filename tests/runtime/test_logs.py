@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger, Logger
 from everstep.strategies import Strategy
 from everstep.trainer.logs import Logs
-from tests.runtime.build import Net, loader, trainer
+from tests.runtime.build import Memory, Net, loader, trainer
 
 
 class Values(L.LightningModule):
@@ -230,6 +231,23 @@ def test_s78_no_synchronisation_with_the_device_between_log_steps(tmp_path: Path
     module = OnDevice().cuda()
     data = DataLoader(TensorDataset(torch.arange(10.0, device="cuda").reshape(-1, 1)), batch_size=4)
     trainer(tmp_path, max_epochs=2, logger=Sink(), log_every_n_steps=100).fit(module, data)
+
+
+def test_s70_on_other_ranks_the_means_of_an_epoch_are_of_its_rest_and_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def mean(checkpoints: Memory) -> float:
+        runner = trainer(tmp_path, checkpoints, max_epochs=1)
+        runner.fit(Values(on_step=False, on_epoch=True), numbers())
+        return float(runner.callback_metrics["value"])
+
+    memory = Memory(every_steps=1)
+    assert mean(memory) == mean(memory.forget_after(1)) == pytest.approx(4.5)
+    assert "self.log" not in capsys.readouterr().out
+    other = memory.forget_after(1)
+    other.saved[0].rank, other.saved[0].info = None, replace(other.saved[0].info, world_size=2)
+    assert mean(other) == pytest.approx((4 * 5.5 + 2 * 8.5) / 6)
+    assert "was saved by 2 ranks in the middle of an epoch: what self.log means" in capsys.readouterr().out
 
 
 # CSV.

@@ -8,6 +8,7 @@ Loaders without positions (iterable datasets, custom batch samplers, any iterabl
 import random
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import tee
 from typing import Any
 
@@ -64,7 +65,8 @@ class Remade:
         generator = self._loader.generator
         assert generator is not None
         generator.manual_seed(self._keys.epoch_seed)
-        return iter(self._loader)
+        with _quiet():
+            return iter(self._loader)
 
     def indices(self, micro: Micro) -> list[int]:
         """Of the samples in a micro-batch of the present epoch."""
@@ -150,8 +152,7 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
             "timeout": loader.timeout,
             "worker_init_fn": loader.worker_init_fn,
         }
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch has to say of these arguments, the user's loader has said
+    with _quiet():
         return DataLoader(
             _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
             batch_sampler=keys,
@@ -163,3 +164,11 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
             generator=torch.Generator(),
             **workers,
         )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """What torch has to say of the number of workers, the user's own loader has said."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        yield

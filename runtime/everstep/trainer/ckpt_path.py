@@ -60,7 +60,8 @@ def _of_file(trainer: "Trainer", place: str) -> Loaded:
             "schedulers, callbacks and the place in the data come from it; it holds no random states and no half-done "
             "means, and the order of the data is Everstep's"
         )
-    return Loaded(Path(place).name, step, {"checkpoint": checkpoint}, rank, CheckpointInfo(step, place, 1, 1, 0.0))
+    info = CheckpointInfo(step, place, len(ranks) or trainer.world_size, 1, 0.0)
+    return Loaded(Path(place).name, step, {"checkpoint": checkpoint}, rank, info)
 
 
 def _of_run(trainer: "Trainer", prefix: str, name: str) -> Loaded:

@@ -20,6 +20,7 @@ from everstep.trainer.run import Restored, Tree
 from everstep.trainer.state import dump, load
 from everstep.trainer.stopping import Stopping
 from everstep.trainer.transfer import Transfer
+from everstep.trainer.waiting import watched
 from everstep_protocol.messages import Stage
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Fit:
         self.cut: tuple[int, int] | None = None  # epoch and position at which the fit ended inside of an epoch
         self._source: Source | None = None
         self._loaded_epoch = 0  # when the training loader was made
+        self._watched = False  # for whether training waits for it
 
     def run(self) -> None:
         trainer, hooks = self.trainer, self.hooks
@@ -222,6 +224,11 @@ class Fit:
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank.get("means", {}))  # none at the end of a completed fit
             self.stream_state = restored.rank.get("stream")
+        elif self.position and restored.info.world_size != self.trainer.world_size:
+            self.trainer.print(
+                f"everstep: {restored.name} was saved by {restored.info.world_size} ranks in the middle of an epoch: "
+                "what self.log means over this epoch is of its rest alone"
+            )
 
     def _note(self, force: bool = False) -> None:
         trainer = self.trainer
@@ -274,8 +281,12 @@ class Fit:
 
     def _open_epoch(self) -> Any:
         state, self.stream_state = self.stream_state if self.position else None, None
-        batches = self.source.epoch(self.trainer.current_epoch, self.position, state)
-        return self.trainer.profiler.timed_iterator("train_dataloader_next", batches)
+        trainer = self.trainer
+        batches = self.source.epoch(trainer.current_epoch, self.position, state)
+        if not self._watched and not trainer.barebones and trainer.is_global_zero:
+            self._watched = True  # the first epoch tells enough
+            batches = watched(batches, trainer.train_dataloader, trainer.num_devices)
+        return trainer.profiler.timed_iterator("train_dataloader_next", batches)
 
     def each_batch(self, step: Callable[..., Any]) -> None:
         """One more pass over the training data, outside of all steps."""
