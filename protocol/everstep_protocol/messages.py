@@ -191,6 +191,7 @@ class Intent:
     stop: StopCause | None = None
     run_uid: str = ""
     step: int = 1  # only min_nodes plus a multiple of it train together
+    replaces: bool = False  # a launcher that has to leave is replaced: the others save with it, and wait for the next
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,15 @@ def test_worker_killed(start: Start) -> None:
 
 
 def test_pod_deleted(start: Start) -> None:
-    """With its grace: all save at one step, another pod comes, nothing is counted."""
+    """With its grace: all save at one step, another pod comes and no other, nothing is counted."""
     run = training(start, "pod-deleted")
-    pod = run.pod(1)
+    pod, other = run.pod(1), run.pod(0)
     kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--wait=false")
     replaced(run, pod)
     status = goes_on(run)
     assert status["restarts"]["total"] == 0
     assert status["resumedFrom"]["step"] >= 5
+    assert run.pod(0)["metadata"]["uid"] == other["metadata"]["uid"]
 
 
 def test_pod_killed(start: Start) -> None:

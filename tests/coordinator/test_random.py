@@ -69,11 +69,12 @@ def happen(world: World, what: str, value: object) -> None:
     min_nodes=st.sampled_from([3, 3, 2, 1]),
     nproc=st.sampled_from([1, 2]),
     head_start=st.sampled_from([0, 0, 6]),
+    replaces=st.booleans(),
 )
 def test_whatever_happens_the_rules_hold_and_the_run_ends(
-    happened: list[tuple[str, object]], min_nodes: int, nproc: int, head_start: int
+    happened: list[tuple[str, object]], min_nodes: int, nproc: int, head_start: int, replaces: bool
 ) -> None:
-    wish = intent(3, min_nodes=min_nodes, max_restarts=4, backoff=Backoff(0.5, 2.0, 4.0))
+    wish = intent(3, min_nodes=min_nodes, max_restarts=4, backoff=Backoff(0.5, 2.0, 4.0), replaces=replaces)
     world = World(wish, total=30, nproc=nproc)
     if head_start:
         world.until_step(head_start)

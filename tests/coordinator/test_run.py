@@ -1,6 +1,7 @@
 """One thing happens at a time: what the coordinator makes of it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -405,6 +406,74 @@ def test_new_nodes_take_a_preempted_run_up_again() -> None:
     report = world.until(RunState.SUCCEEDED)
     assert (report.restarts, report.generation) == (0, 2)
     assert report.resumed_from is not None
+
+
+def preempted(*nodes: int, **wish: Any) -> World:
+    """Where somebody brings another pod for each that has to leave."""
+    world = World(intent(3, replaces=True, **wish))
+    world.until_step(7)
+    for node in nodes:
+        world.at(node).stop = StopCause.PREEMPTION
+    return world
+
+
+def test_others_save_with_a_preempted_node_and_wait_for_its_successor() -> None:
+    world = preempted(2)
+    world.until(RunState.WAITING)
+    world.pass_time(1)
+    assert [launcher.exit_code for launcher in world.launchers] == [None, None, EXIT_STOPPED]
+    assert [launcher.workers for launcher in world.launchers[:2]] == [Workers.NONE, Workers.NONE]
+    step = world.saved[-1].step
+    assert f"at the agreed step {step}; waiting for node 2 (2 of 3 are here)" in world.report.message
+    world.join(2)
+    report = world.until(RunState.SUCCEEDED)
+    assert (report.restarts, report.failures, report.generation) == (0, (), 2)
+    assert world.resumed[2] == step, "nothing was lost"
+
+
+def test_when_all_have_to_leave_nobody_waits() -> None:
+    world = preempted(0, 1, 2)
+    world.until(RunState.STOPPED)
+    world.pass_time(1)
+    assert [launcher.exit_code for launcher in world.launchers] == [EXIT_STOPPED] * 3
+
+
+def test_nobody_waits_when_the_operator_wants_a_stop() -> None:
+    world = preempted(2)
+    world.run.set_intent(replace(world.wish, stop=StopCause.SUSPEND), world.now)
+    world.until(RunState.STOPPED)
+    world.pass_time(1)
+    assert [launcher.exit_code for launcher in world.launchers] == [EXIT_STOPPED] * 3
+
+
+def test_a_preempted_node_that_is_gone_before_it_has_saved_is_no_failure() -> None:
+    world = preempted(2)
+    world.talk(world.at(2))
+    world.lose(world.at(2))
+    world.until(RunState.WAITING)
+    world.join(2)
+    report = world.until(RunState.SUCCEEDED)
+    assert (report.restarts, report.failures, report.generation) == (0, (), 2)
+    assert report.goodput.lost[Reason.PREEMPTED] > 0
+    assert [launcher.node for launcher in world.launchers] == [0, 1, 2, 2], "the others stayed"
+
+
+def test_a_failure_of_another_node_on_the_way_to_the_agreed_step_is_one() -> None:
+    world = preempted(2)
+    world.talk(world.at(2))
+    world.fail(world.at(0), KILLED)
+    world.pass_time(2)
+    assert [launcher.exit_code for launcher in world.launchers] == [None, None, EXIT_STOPPED]
+    world.join(2)
+    report = world.until(RunState.SUCCEEDED)
+    assert (report.restarts, [failure.reason for failure in report.failures]) == (1, [Reason.KILLED])
+
+
+def test_elastic_runs_go_on_without_the_preempted_node_after_a_while() -> None:
+    world = preempted(2, min_nodes=2)
+    world.until(RunState.WAITING)
+    world.pass_time(JOIN_SECONDS + 1)
+    assert (world.report.generation, world.report.world_size) == (2, 2)
 
 
 def test_a_suspended_run_stays_stopped() -> None:

@@ -243,9 +243,12 @@ class Bench:
         self.launchers.append(Launcher(process, log))
         return self.launchers[-1]
 
-    def coordinator(self, port: int, nodes: int, max_restarts: int = 3) -> subprocess.Popen[bytes]:
+    def coordinator(
+        self, port: int, nodes: int, max_restarts: int = 3, replaces: bool = False
+    ) -> subprocess.Popen[bytes]:
         """The real one."""
-        intent = json.dumps({"nodes": nodes, "min_nodes": nodes, "max_restarts": max_restarts})
+        wish = {"nodes": nodes, "min_nodes": nodes, "max_restarts": max_restarts, "replaces": replaces}
+        intent = json.dumps(wish)
         command = [sys.executable, "-P", "-m", "everstep.cli", "coordinator", "--host", "127.0.0.1"]
         command += ["--port", str(port), "--intent", intent]
         with (self.folder / "coordinator.log").open("ab") as file:

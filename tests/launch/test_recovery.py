@@ -49,13 +49,13 @@ while not Path("stop").exists():
 class Cluster:
     """Two nodes with one rank each, and their coordinator."""
 
-    def __init__(self, desk: Bench, *words: str) -> None:
+    def __init__(self, desk: Bench, *words: str, replaces: bool = False) -> None:
         self.desk = desk
         self.folder = desk.folder
         self.words = words
         self.port = PortReservation()
         self.endpoint = f"127.0.0.1:{self.port.number}"
-        self.coordinator = desk.coordinator(self.port.number, nodes=2)
+        self.coordinator = desk.coordinator(self.port.number, nodes=2, replaces=replaces)
         self.script = desk.script(TRAIN)
         self.launchers = [self.launch(node) for node in range(2)]
 
@@ -115,6 +115,21 @@ def test_a_sigterm_to_one_node_saves_both_at_one_step(desk: Bench) -> None:
     assert len(steps) == 1
     report = cluster.report()
     assert (report.state, report.restarts) == (RunState.STOPPED, 0), "a stop is no failure"
+
+
+def test_a_node_that_has_to_leave_leaves_alone_where_somebody_comes_in_its_place(desk: Bench) -> None:
+    cluster = Cluster(desk, replaces=True)
+    cluster.started(1)
+    cluster.stepping()
+    cluster.launchers[1].send(signal.SIGTERM)
+    assert cluster.launchers[1].wait() == 143
+    steps = {(cluster.folder / f"saved.{rank}").read_text() for rank in range(2)}
+    assert len(steps) == 1, "both saved at one step"
+    cluster.launchers[1] = cluster.launch(1)
+    cluster.started(2)
+    assert cluster.launchers[0].process.poll() is None
+    assert cluster.report().restarts == 0
+    cluster.finish()
 
 
 def test_a_lost_launcher_takes_its_workers_along_and_may_return(desk: Bench) -> None:

@@ -124,3 +124,21 @@ def test_polls_are_spread_and_slower_for_many_and_what_is_due_is_not(
             assert due <= 7.0
 
     asyncio.run(story())
+
+
+def test_an_operator_that_hears_nothing_any_more_is_not_alive(world: World) -> None:
+    """A watch that is deaf in a way that nobody foresaw: a new process is the way out."""
+
+    async def story() -> None:
+        async with operator(world) as it:
+            assert it.healthz() is None
+            (pods, _) = it.cluster.informers()
+            pods._heard -= handlers.DEAF_SECONDS
+            assert "nothing was heard from the API server for 300 s" in (it.healthz() or "")
+            pods._heard += handlers.DEAF_SECONDS
+            it.answers._heard -= handlers.DEAF_SECONDS
+            assert it.healthz() is None, "kopf's watch is heard only when it begins"
+            it.answers._heard -= handlers.RUNS_WATCH_SECONDS
+            assert "nothing was heard" in (it.healthz() or "")
+
+    asyncio.run(story())

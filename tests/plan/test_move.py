@@ -2,9 +2,10 @@
 
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_protocol import codec
-from everstep_protocol.messages import Intent, RunState, StopCause
+from everstep_protocol.messages import Intent, Member, RunState, StopCause, Workers
 from tests.plan.builders import (
     all_pods,
+    at,
     created,
     created_places,
     dead,
@@ -99,8 +100,25 @@ def test_cordoned_node_makes_the_run_save_and_move() -> None:
 
 
 def test_evicted_pod_is_saved_for_also_if_its_kubelet_does_not_tell_it() -> None:
-    pods = [pod(None), pod(0), pod(1, terminating=True, disrupted=True)]
-    assert [sent.stop for sent in told(plan(running(), pods, report()))] == [StopCause.PREEMPTION]
+    members = tuple(Member(node, "a", f"run-{node}-1", "", Workers.RUNNING, 1, (), 0.1) for node in range(2))
+    pods = [pod(None), pod(0), pod(1, terminating=True, disrupted=True, gone_by=at(30))]
+    assert plan(running(), pods, report(members=members), 29).actions == (), "its launcher tells the others"
+    assert [sent.stop for sent in told(plan(running(), pods, report(members=members), 30))] == [StopCause.PREEMPTION]
+
+
+def test_pod_that_had_to_leave_is_the_only_one_that_is_replaced() -> None:
+    """The coordinator has told the others to wait for its successor."""
+    waits = report(RunState.WAITING, message="stopped (Preemption) at the agreed step 41; waiting for node 1")
+    left = plan(running(), [pod(None), pod(0), dead(1, exit_code=143)], waits, 20)
+    assert (created_places(left), deleted(left)) == ([(1, 2)], ["run-1-1"])
+    assert (left.status.phase, left.status.reason, left.status.restarts.total) == ("Restarting", "Disrupted", 0)
+    assert "step 41" in left.status.message
+
+
+def test_intent_that_an_older_coordinator_does_not_know_is_not_sent_for_ever() -> None:
+    assert plan(running(), all_pods(), report(intent=intent(replaces=False))).actions == ()
+    (first,) = told(plan(running(), all_pods(), report(intent=None)))
+    assert first.replaces
 
 
 def test_suspend_during_a_move_wins() -> None:

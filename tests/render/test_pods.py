@@ -211,7 +211,8 @@ def test_budget_only_where_a_drain_may_go_on() -> None:
 def test_service_of_the_coordinator_stays_as_long_as_its_pod() -> None:
     run = training_run({})
     pod = Pod("digits-coordinator-1", "uid-of-it", labels.COORDINATOR, None, 1, "Running")
-    owners = render.coordinator_service(run, SETTINGS, [pod])["metadata"]["ownerReferences"]
+    service = next(c for c in render.children(run, SETTINGS, [pod]) if c["metadata"]["name"].endswith("-coordinator"))
+    owners = service["metadata"]["ownerReferences"]
     assert [(owner["kind"], owner["uid"]) for owner in owners] == [
         ("TrainingRun", run.metadata.uid),
         ("Pod", "uid-of-it"),

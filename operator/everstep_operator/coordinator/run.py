@@ -101,6 +101,7 @@ class Run:
 
         self._peers: dict[str, Peer] = {}
         self._turned_away: dict[str, tuple[int, str]] = {}  # agent -> exit code and why: it has to leave, for good
+        self._preempted: set[str] = set()  # agents whose pod has to leave
         self._learned: tuple[int, float] | None = None  # age of the newest memory taken over
         self._formed = False  # a round of our own: memories of others are history now
 
@@ -316,6 +317,8 @@ class Run:
     def _take_in(self, peer: Peer, state: AgentState, now: float) -> None:
         before = peer.state
         peer.state, peer.heard = state, now
+        if state.stop is StopCause.PREEMPTION:
+            self._preempted.add(peer.agent)
         if peer.silent_on_memory:
             if state.memory is not None:
                 self._learn(recall(state.memory), now)
@@ -494,7 +497,11 @@ class Run:
         if all(end is Workers.SUCCEEDED for end in ends):
             self._end(RunState.SUCCEEDED, now, "")
         elif all(end in _GONE for end in ends):
-            self._end(RunState.STOPPED, now, self._saved())
+            if self._others_wait(formation):
+                self._part(formation, self._saved())
+                self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
+            else:
+                self._end(RunState.STOPPED, now, self._saved())
         elif self.stop is not None:
             self._agree(formation, self.stop, now)
 
@@ -534,6 +541,23 @@ class Run:
         step = self._agreement.limit.step if self._agreement is not None else self._furthest
         return f"stopped ({self.stop}) at the agreed step {step}"
 
+    # A pod has to leave, and another one comes in its place.
+
+    def _others_wait(self, formation: Formation) -> bool:
+        """This stop is for some of the launchers only: the others wait for those who come in their place."""
+        leaving = [seat for seat in formation.seats if seat.agent in self._preempted]
+        wanted = self.intent.replaces and self.intent.stop is None and self.stop is StopCause.PREEMPTION
+        return wanted and 0 < len(leaving) < len(formation.seats)
+
+    def _part(self, formation: Formation, why: str) -> None:
+        for seat in formation.seats:
+            if seat.agent in self._preempted:
+                self._turn_away(seat.agent, EXIT_STOPPED, why)
+                self._peers.pop(seat.agent, None)
+        self.stop, self.formation, self._agreement = None, None, None
+        self._joining_since, self._message = None, why
+        self._touch()
+
     # A generation fails: once, and never without a decision.
 
     def _decide(self, formation: Formation, now: float) -> None:
@@ -542,6 +566,13 @@ class Run:
             self._suspect(seat.agent, now, self._unknown(-1, "a rank failed while the coordinator was replaced"))
         failure = restarts.root_cause(self._evidence.values())
         holder = next(agent for agent, (_, told) in self._evidence.items() if told is failure)
+        if self._others_wait(formation):
+            self._part(formation, f"node {failure.node} had to leave before all had saved")
+            if holder in self._preempted:  # its time was over: no failure of the run
+                self._ledger = self._ledger.fail(now + self._epoch, Reason.PREEMPTED, self._furthest)
+                self._settle_until, self._evidence = None, {}
+                self._advance(now)
+                return
         # How far the rank came that failed: whether another one was a step ahead is a matter of chance.
         step = max(failure.step or self._furthest, self._resumed_here)
         durable = self._last_checkpoint.step if self._last_checkpoint is not None else 0

@@ -19,19 +19,27 @@ def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> In
         backoff=backoff_of(run),
         stop=stop,
         run_uid=run.metadata.uid,
+        replaces=True,
     )
 
 
 def changed_intent(run: TrainingRun, status: Status, report: Report, stop: StopCause | None) -> Intent | None:
     """What a coordinator that is at work has to be told; None: it knows.
 
-    What was counted before it began stays as it was: it has counted on from there.
+    What was counted before it began stays as it was: it has counted on from there. Nor is one that is too old to know
+    of `replaces` told of it for ever.
     """
     wanted = first_intent(run, status, stop)
     if report.intent is None:
         return wanted
-    wanted = replace(wanted, restarts_used=report.intent.restarts_used, first_generation=report.intent.first_generation)
-    return None if wanted == report.intent else wanted
+    theirs = report.intent
+    known = replace(
+        wanted,
+        restarts_used=theirs.restarts_used,
+        first_generation=theirs.first_generation,
+        replaces=theirs.replaces,
+    )
+    return None if known == theirs else replace(known, replaces=wanted.replaces)
 
 
 def interrupted(report: Report | None) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
 from everstep_operator.plan.conditions import with_condition
-from everstep_operator.plan.model import Observed
+from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.pods import running_workers, workers
 from everstep_protocol.messages import RunState, StopCause
 
@@ -49,7 +49,7 @@ def begin_if_wanted(run: TrainingRun, status: Status, observed: Observed, now: d
     if is_moving(status) or not _trains(status, observed):
         return status
     resized = run.status.nodes.desired not in (0, run.spec.num_nodes)
-    reason = SCALING if resized else DRAINING if _is_drained(observed) else None
+    reason = SCALING if resized else DRAINING if _is_drained(observed, now) else None
     return status if reason is None else with_condition(status, MOVING, "True", reason, _MESSAGES[reason], now)
 
 
@@ -64,12 +64,13 @@ def _trains(status: Status, observed: Observed) -> bool:
     return observed.report.state in (RunState.STARTING, RunState.RUNNING)
 
 
-def _is_drained(observed: Observed) -> bool:
+def _is_drained(observed: Observed, now: datetime) -> bool:
     """A worker has to leave its node. One that was evicted says so itself, unless its kubelet does not tell it."""
-    return any(
-        pod.phase == "Running" and (pod.machine_cordoned or (pod.terminating and pod.disrupted))
-        for pod in workers(observed)
-    )
+    return any(pod.phase == "Running" and (pod.machine_cordoned or _is_overdue(pod, now)) for pod in workers(observed))
+
+
+def _is_overdue(pod: Pod, now: datetime) -> bool:
+    return pod.disrupted and pod.gone_by is not None and pod.gone_by <= now
 
 
 def message(status: Status) -> str:

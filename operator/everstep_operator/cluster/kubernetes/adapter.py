@@ -306,12 +306,9 @@ class KubernetesCluster:
         coordinators = [
             item.pod for item in self._of(run)[0].of(run.metadata.uid) if item.pod.role == labels.COORDINATOR
         ]
-        service = render.coordinator_service(run, self._settings, coordinators)
         applied = self._applied.setdefault(run.metadata.uid, {})
-        for child in (service, *render.children(run, self._settings)):
+        for child in render.children(run, self._settings, coordinators):
             name = f"{child['kind']}/{child['metadata']['name']}"
-            if child["metadata"]["name"] == service["metadata"]["name"] and child["kind"] == service["kind"]:
-                child = service
             digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
             if applied.get(name) == digest:
                 continue

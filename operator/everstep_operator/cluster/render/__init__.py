@@ -1,8 +1,7 @@
 """What a run looks like on Kubernetes: pure functions from a TrainingRun to the objects that the API server gets.
 
 pod(run, spec, settings)                 the v1 Pod of a PodSpec
-children(run, settings)                  what has to be there before the first pod
-coordinator_service(run, settings, …)    one of them again, once the coordinator's pod is there
+children(run, settings, coordinators)    what has to be there before the first pod, and again once coordinators are
 """
 
 from everstep_operator.cluster.render.children import children
@@ -14,7 +13,6 @@ from everstep_operator.cluster.render.names import (
 )
 from everstep_operator.cluster.render.pod import pod
 from everstep_operator.cluster.render.secret import token_secret
-from everstep_operator.cluster.render.service import coordinator_service
 from everstep_operator.cluster.render.settings import RenderSettings
 
 __all__ = [
@@ -22,7 +20,6 @@ __all__ = [
     "TOKEN_KEY",
     "RenderSettings",
     "children",
-    "coordinator_service",
     "coordinator_url",
     "pod",
     "token_secret",

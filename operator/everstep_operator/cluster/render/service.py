@@ -11,7 +11,7 @@ from everstep_operator.plan.model import Pod
 from everstep_protocol import labels
 
 
-def coordinator_service(run: TrainingRun, settings: RenderSettings, coordinators: Iterable[Pod] = ()) -> dict[str, Any]:
+def coordinator_service(run: TrainingRun, settings: RenderSettings, coordinators: Iterable[Pod]) -> dict[str, Any]:
     """`coordinators`: pods that own the Service beside the run.
 
     When a run is deleted its pods save first, and agree on the step through the coordinator. An object is collected
