@@ -353,6 +353,40 @@ def test_s76_what_evaluations_return(tmp_path: Path) -> None:
     assert runner.predict(net, loader(), return_predictions=False) is None
 
 
+def test_s76_names_of_metrics_after_each_call_are_lightnings(tmp_path: Path) -> None:
+    def seen(library: Any, runner: Any) -> list[Any]:
+        class Logs(library.LightningModule):  # type: ignore[misc, name-defined]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(3, 1)
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                loss = self.layer(batch[0]).sum()
+                self.log("train", loss, prog_bar=True, on_step=True, on_epoch=True)
+                return loss
+
+            def validation_step(self, batch: Any, batch_idx: int) -> Any:
+                self.log("val", 1.0)
+
+            def test_step(self, batch: Any, batch_idx: int) -> Any:
+                self.log("test", 2.0, prog_bar=True, on_step=True, on_epoch=True)
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        net, found = Logs(), []
+        for call in ("fit", "test", "validate"):
+            results = getattr(runner, call)(net, *[loader()] * (1 + (call == "fit")))
+            found.append((results, sorted(runner.callback_metrics), sorted(runner.progress_bar_metrics)))
+        return found
+
+    off = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    with quiet():
+        expected = seen(lightning, lightning.Trainer(max_epochs=1, accelerator="cpu", **off))
+    assert seen(L, trainer(tmp_path, max_epochs=1)) == expected
+    assert expected[1] == ([{"test_epoch": 2.0}], ["test", "test_epoch"], ["test_epoch", "test_step"])
+
+
 def test_s76_values_are_printed_unless_not_verbose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runner = trainer(tmp_path)
     runner.test(Net(), loader())

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import everstep as pl
+from everstep import seed
 
 
 def drawn() -> tuple[float, float, float]:
@@ -23,10 +24,22 @@ def test_s90_s102_one_seed_for_python_numpy_and_torch() -> None:
     assert all(a != b for a, b in zip(drawn(), first, strict=True))
 
 
+def test_s90_a_script_that_sets_none_gets_the_seed_of_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(seed, "_chosen", None)
+    monkeypatch.setenv("EVERSTEP_SEED", "7")
+    torch.seed()  # as it is in a new process
+    pl.LightningModule()
+    assert (torch.initial_seed(), seed.run_seed()) == (7, 7)
+    monkeypatch.setattr(seed, "_chosen", None)
+    torch.manual_seed(5)
+    pl.Trainer(logger=False)
+    assert torch.initial_seed() == 5, "but one that seeds torch itself keeps that"
+
+
 def test_s90_without_a_seed_one_is_chosen_and_returned() -> None:
-    seed = pl.seed_everything()
+    chosen = pl.seed_everything()
     first = drawn()
-    assert pl.seed_everything(seed) == seed
+    assert pl.seed_everything(chosen) == chosen
     assert drawn() == first
     with pytest.raises(ValueError, match="at most 4294967295"):
         pl.seed_everything(2**32)

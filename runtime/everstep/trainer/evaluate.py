@@ -110,6 +110,7 @@ class Evaluation:
                 if not trainer.sanity_checking:
                     logs.send_epoch(values, max(trainer.batches_that_stepped - 1, 0), trainer.current_epoch)
                 hooks.call(f"on_{stage}_end")
+                results = self._by_loader(logs.named_for_people(values))
         finally:
             logs.end_evaluation(outer)
             logs.mode = mode
@@ -118,7 +119,7 @@ class Evaluation:
             else:
                 for part, training in modes:
                     part.training = training
-        return self._by_loader({name: float(value) for name, value in values.items()}), self.outputs
+        return results, self.outputs
 
     def _loader(self, number: int, loader: "_Loader", most: int | None) -> None:
         hooks, logs, step, stage, transfer = self.hooks, self.trainer.logs, self._step, self.stage, self.transfer

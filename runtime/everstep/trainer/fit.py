@@ -377,8 +377,7 @@ class Fit:
         validation.run(self.trainer.num_sanity_val_steps)
         self.hooks.call("on_sanity_check_end")
         self.trainer.sanity_checking = False
-        for seen in (self.logs.callback_metrics, self.logs.logged_metrics, self.logs.progress_bar_metrics):
-            seen.clear()
+        self.logs.forget()
         rng.set_state(before)
 
     def _validate(self, between_steps: bool) -> None:

@@ -78,7 +78,7 @@ class Logs:
         if on_step:
             named.latest, named.samples = value, self.samples
             self.callback_metrics[name] = kept if enable_graph else value
-            if on_epoch:
+            if on_epoch and mode:
                 self.callback_metrics[named.step_name] = value
             if prog_bar:
                 self.progress_bar_metrics[named.step_name] = value
@@ -155,6 +155,15 @@ class Logs:
             "its device and not come back after a resume. Make it one in __init__ (in a list: an nn.ModuleList)"
         )
 
+    def forget(self) -> None:
+        """The latest values, as a Trainer call begins: what is seen then is of this call."""
+        for seen in (self.callback_metrics, self.logged_metrics, self.progress_bar_metrics):
+            seen.clear()
+
+    def numbers(self) -> dict[str, float]:
+        """What callbacks see, for a record of the call."""
+        return {name: float(value.detach()) for name, value in self.callback_metrics.items()}
+
     # Steps of a training epoch, batches of an evaluation.
 
     def begin_step(self, samples: int) -> None:
@@ -203,6 +212,10 @@ class Logs:
                 if named.prog_bar:
                     self.progress_bar_metrics[named.epoch_name] = value
         return values
+
+    def named_for_people(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Epoch values as numbers, under the names that loggers give them too."""
+        return {self._named[name].epoch_name: float(value) for name, value in values.items()}
 
     def send_epoch(self, values: dict[str, Tensor], step: int, epoch: int) -> None:
         """Give the loggers epoch values that `reduce_epoch` has returned."""

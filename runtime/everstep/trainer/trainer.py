@@ -337,7 +337,7 @@ class Trainer(Rank):
                 "global_step": self.global_step,
                 "batches_that_stepped": self.batches_that_stepped,
                 "current_epoch": self.current_epoch,
-                "metrics": {name: float(value.detach()) for name, value in self.logs.callback_metrics.items()},
+                "metrics": self.logs.numbers(),
                 "loggers": [logger.state_dict() for logger in self.logs.loggers],
             }
             self.run.complete("fit", self.strategy, self.global_step - fit.first_step, result, fit.state)
@@ -438,7 +438,6 @@ class Trainer(Rank):
             self.run.stage(BoardStage.EVALUATING)
             run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
             self.strategy.align_buffers(module)
-            self.logs.progress_bar_metrics.clear()  # a bar shows this call's values, not those of a fit before it
             metrics: list[dict[str, float]] = []
             outputs: list[list[Any]] = []
             if self.limit_batches(stage) != 0:
@@ -446,7 +445,7 @@ class Trainer(Rank):
                 moving = transfer(self, module, datamodule)
                 metrics, outputs = Evaluation(self, module, hooks, loaders, moving, stage, run_seed).run(keep=keep)
             if begun.record is None:
-                result = {"result": [] if kind == "predict" else metrics}
+                result = {"result": [] if kind == "predict" else metrics, "metrics": self.logs.numbers()}
                 result["loggers"] = [logger.state_dict() for logger in self.logs.loggers]
                 self.run.complete(kind, self.strategy, 0, result, None)
             return outputs if kind == "predict" else metrics
@@ -467,6 +466,7 @@ class Trainer(Rank):
         begun = self.run.begin(kind)
         self.resumed, self.ckpt_path = begun.record is not None or begun.restored is not None, None
         self.lightning_module, self.logs.module, model.trainer = model, model, self
+        self.logs.forget()
         self.datamodule = datamodule
         if datamodule is not None:
             datamodule.trainer = self
@@ -543,14 +543,11 @@ class Trainer(Rank):
         """What a call that was completed before has left: metrics, and of a fit the final weights."""
         record = begun.record
         assert record is not None
+        self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
         if kind != "fit":
-            result: list[dict[str, float]] = record["result"]
-            for metrics in result:
-                self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-            return result
+            return record["result"]
         self.global_step, self.current_epoch = record["global_step"], record["current_epoch"]
         self.batches_that_stepped = record["batches_that_stepped"]
-        self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
         if begun.restored is not None:
             self.keeper.fit, self.keeper.left = None, begun.restored.shared["checkpoint"]
             load_module(self, self.keeper.left)

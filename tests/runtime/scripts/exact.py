@@ -160,6 +160,7 @@ def main() -> None:
     )
     val: DataLoader[Any] = DataLoader(data, 16)
     trainer.fit(model, loader, val)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     (result,) = trainer.test(model, val)
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -167,7 +168,7 @@ def main() -> None:
     out = {
         "weights": digest.hexdigest(),
         "result": result,
-        "metrics": {name: float(value) for name, value in trainer.callback_metrics.items()},
+        "metrics": metrics,
         "batches": counter.batches,
         "steps": trainer.global_step,
         "buckets": counter.buckets,

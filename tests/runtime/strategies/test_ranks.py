@@ -28,11 +28,12 @@ def trained(
     module, size = model(), GLOBAL_BATCH // data_ranks
     runner = trainer(tmp_path, strategy=strategy, devices=devices, accelerator="cpu", gradient_clip_val=0.5, **more)
     runner.fit(module, loader(size, shuffle=True), loader(size))
+    metrics = {name: float(value) for name, value in runner.callback_metrics.items() if "_step" not in name}
     (result,) = runner.test(module, loader(size), verbose=False)
     predictions = torch.cat(runner.predict(module, loader(size)))
     return {
         "weights": {name: value.clone() for name, value in module.state_dict().items()},
-        "metrics": {name: float(value) for name, value in runner.callback_metrics.items() if "_step" not in name},
+        "metrics": metrics,
         "result": result,
         "predictions": predictions,
         "steps": runner.global_step,
