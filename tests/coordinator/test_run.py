@@ -431,6 +431,20 @@ def test_others_save_with_a_preempted_node_and_wait_for_its_successor() -> None:
     assert world.resumed[2] == step, "nothing was lost"
 
 
+def test_before_any_step_a_preempted_node_leaves_alone_as_well() -> None:
+    world = World(intent(3, replaces=True))
+    world.pass_time(0.1)
+    world.launchers[0].steps = [0]
+    for launcher in world.launchers:
+        world.talk(launcher)
+    world.at(1).stop = StopCause.PREEMPTION
+    for launcher in world.launchers * 2:
+        world.talk(launcher)
+    assert [launcher.exit_code for launcher in world.launchers] == [None, EXIT_STOPPED, None]
+    world.join(1)
+    assert world.until(RunState.SUCCEEDED).restarts == 0
+
+
 def test_when_all_have_to_leave_nobody_waits() -> None:
     world = preempted(0, 1, 2)
     world.until(RunState.STOPPED)

@@ -1,8 +1,12 @@
-"""Another number of nodes, and nodes that are drained: saved first, then all start again, not counted."""
+"""Another number of nodes: saved first, then all start again. Nodes that are drained: their pods leave. Not counted."""
+
+from dataclasses import replace
+
+import pytest
 
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_protocol import codec
-from everstep_protocol.messages import Intent, Member, RunState, StopCause, Workers
+from everstep_protocol.messages import Intent, RunState, StopCause
 from tests.plan.builders import (
     all_pods,
     at,
@@ -87,23 +91,20 @@ def test_move_that_is_never_reached_ends_with_sigterm() -> None:
     assert late.status.phase == "Restarting"
 
 
-def test_cordoned_node_makes_the_run_save_and_move() -> None:
-    pods = [pod(None), pod(0), pod(1, machine="gpu-1", machine_cordoned=True)]
-    asked = plan(running(), pods, report(), 50)
-    assert [sent.stop for sent in told(asked)] == [StopCause.PREEMPTION]
-    assert (asked.status.reason, deleted(asked)) == ("Draining", [])
-    run = then(running(), asked)
-    saved = [pod(None), dead(0, exit_code=85), dead(1, exit_code=85)]
-    left = plan(run, saved, report(RunState.STOPPED, intent=intent(stop=StopCause.PREEMPTION)), 60)
-    assert (left.status.phase, left.status.reason, left.status.restarts.total) == ("Restarting", "Disrupted", 0)
-    assert created_places(plan(then(run, left), [], None, 61)) == [(None, 2), (0, 2), (1, 2)]
+@pytest.mark.parametrize("state", [RunState.STARTING, RunState.RUNNING])
+def test_pod_of_a_cordoned_node_is_told_to_leave_and_no_other(state: RunState) -> None:
+    """By a SIGTERM: its launcher has all others save with it."""
+    pods = [pod(None, machine="gpu-1", machine_cordoned=True), pod(0), pod(1, machine="gpu-1", machine_cordoned=True)]
+    asked = plan(running(), pods, report(state), 50)
+    assert (deleted(asked), created(asked), told(asked)) == (["run-1-1"], [], [])
+    going = [pods[0], pod(0), replace(pods[2], terminating=True, gone_by=at(80))]
+    assert plan(then(running(), asked), going, report(RunState.STOPPING, stop=StopCause.PREEMPTION), 51).actions == ()
 
 
-def test_evicted_pod_is_saved_for_also_if_its_kubelet_does_not_tell_it() -> None:
-    members = tuple(Member(node, "a", f"run-{node}-1", "", Workers.RUNNING, 1, (), 0.1) for node in range(2))
-    pods = [pod(None), pod(0), pod(1, terminating=True, disrupted=True, gone_by=at(30))]
-    assert plan(running(), pods, report(members=members), 29).actions == (), "its launcher tells the others"
-    assert [sent.stop for sent in told(plan(running(), pods, report(members=members), 30))] == [StopCause.PREEMPTION]
+@pytest.mark.parametrize("state", [RunState.WAITING, RunState.RESTARTING, RunState.STOPPING])
+def test_where_nothing_trains_a_drain_needs_no_help(state: RunState) -> None:
+    pods = [pod(None), pod(0), pod(1, machine_cordoned=True)]
+    assert deleted(plan(running(), pods, report(state), 50)) == []
 
 
 def test_pod_that_had_to_leave_is_the_only_one_that_is_replaced() -> None:

@@ -134,6 +134,7 @@ def check_places(world: World, plan: Plan, gone: list[str]) -> None:
     stopped = coordinator is not None and coordinator.state is RunState.STOPPED
     if status.phase.over or status.phase is Phase.SUSPENDED or stopped:
         return
-    moved = (moving := status.condition("Moving")) is not None and moving.reason in ("Scaling", "Draining")
+    scaled = status.condition("Moving") is not None
     for name in {name for name in gone if name in world.talking() and not world.pods[name].terminating}:
-        assert moved or (world.pods[name].node or 0) >= spec.num_nodes, f"{name} was well"
+        pod = world.pods[name]
+        assert scaled or pod.machine_cordoned or (pod.node or 0) >= spec.num_nodes, f"{name} was well"

@@ -497,11 +497,7 @@ class Run:
         if all(end is Workers.SUCCEEDED for end in ends):
             self._end(RunState.SUCCEEDED, now, "")
         elif all(end in _GONE for end in ends):
-            if self._others_wait(formation):
-                self._part(formation, self._saved())
-                self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
-            else:
-                self._end(RunState.STOPPED, now, self._saved())
+            self._stopped(formation, now, self._saved())
         elif self.stop is not None:
             self._agree(formation, self.stop, now)
 
@@ -548,6 +544,13 @@ class Run:
         leaving = [seat for seat in formation.seats if seat.agent in self._preempted]
         wanted = self.intent.replaces and self.intent.stop is None and self.stop is StopCause.PREEMPTION
         return wanted and 0 < len(leaving) < len(formation.seats)
+
+    def _stopped(self, formation: Formation, now: float, how: str) -> None:
+        if self._others_wait(formation):
+            self._part(formation, how)
+            self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
+        else:
+            self._end(RunState.STOPPED, now, how)
 
     def _part(self, formation: Formation, why: str) -> None:
         for seat in formation.seats:
@@ -622,7 +625,7 @@ class Run:
 
     def _agree(self, formation: Formation, cause: StopCause, now: float) -> None:
         if self._furthest == 0:
-            self._end(RunState.STOPPED, now, f"stopped ({cause}): no step was under way, nothing to save")
+            self._stopped(formation, now, f"stopped ({cause}): no step was under way, nothing to save")
             return
         before = self._agreement
         if before is None:

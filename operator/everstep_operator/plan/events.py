@@ -43,7 +43,7 @@ def _conditions(old: Status, new: Status) -> Iterator[Event]:
     if now is not None and waits and (was is None or was.reason != now.reason):
         yield Event("Warning", now.reason, now.message)
     if move.is_moving(new) and not move.is_moving(old):
-        yield Event("Normal", move.why(new), move.message(new))
+        yield Event("Normal", move.SCALING, move.MESSAGE)
     was, now = old.condition(CHECKPOINTS_DURABLE), new.condition(CHECKPOINTS_DURABLE)
     if now is not None and now.status == "False" and (was is None or was.status != "False"):
         yield Event("Warning", now.reason, now.message)

@@ -18,6 +18,7 @@ from everstep_protocol.messages import RunState, StopCause
 _STOPPING = {
     StopCause.SUSPEND: (suspend.SUSPENDING, "saving at an agreed step, then stopping"),
     StopCause.DEADLINE: (ending.DEADLINE_EXCEEDED, "saving at an agreed step, then stopping"),
+    StopCause.SCALE: (move.SCALING, move.MESSAGE),
 }
 #: A stop that is not reached by then is ended by deleting the pods, which saves with their grace.
 STOP_SECONDS = 300.0
@@ -104,8 +105,7 @@ def _stop(
         status = move.settle(status, now)
         nobody_left = not too_late and not _is(observed, RunState.STOPPED)  # who could save, or has been told to leave
         return _keep_up(run, status, observed, now) if nobody_left else _leave_behind(status, observed)
-    reason, message = _STOPPING.get(cause) or (move.why(status), move.message(status))
-    status = _say(status, reason, message)
+    status = _say(status, *_STOPPING[cause])
     if status.phase is Phase.RUNNING and status.nodes.ready < run.spec.min_nodes:
         status = status.model_copy(update={"phase": Phase.RESTARTING})  # a pod was lost meanwhile
     # Without a coordinator nobody could agree on a step.
@@ -137,7 +137,7 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
     due = [deadline.deadline(run, status), waiting.startup_deadline(run, status), waiting.certain_at(status)]
     earliest = replace_after(run, status)
     stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
-    actions += [pods.delete(pod) for pod in stale]
+    actions += [pods.delete(pod) for pod in (*stale, *_drained(observed))]
     places = pods.by_place(observed)
     for node in (None, *range(run.spec.num_nodes)):
         there = places.get(node, [])
@@ -184,6 +184,13 @@ def _fill(
     return _Place(status, (*gone, CreatePod(spec)))
 
 
+def _drained(observed: Observed) -> list[Pod]:
+    """Workers whose node is about to be drained. A SIGTERM makes them save, all others with them, and leave alone."""
+    if not (_is(observed, RunState.STARTING) or _is(observed, RunState.RUNNING)):
+        return []  # it has nothing to save, or is about to stop; the drain does the rest
+    return [pod for pod in pods.running_workers(observed) if pod.machine_cordoned]
+
+
 def _must_repeat(observed: Observed) -> bool:
     """Some nodes are done and another is not and ended: it cannot finish alone, so all do the end again."""
     return any(pod.phase == "Failed" for pod in pods.workers(observed))
@@ -199,7 +206,9 @@ def _tell(run: TrainingRun, status: Status, observed: Observed, stop: StopCause 
 def _wanted_stop(run: TrainingRun, status: Status, now: datetime) -> StopCause | None:
     if deadline.is_past(run, status, now):
         return StopCause.DEADLINE
-    return StopCause.SUSPEND if suspend.wants_suspension(run, status) else move.cause(status)
+    if suspend.wants_suspension(run, status):
+        return StopCause.SUSPEND
+    return StopCause.SCALE if move.is_moving(status) else None
 
 
 def _started(status: Status, now: datetime) -> Status:
@@ -238,7 +247,7 @@ def _moved(
         failure = status.attempts[-1]
     if failure is None and _is(observed, RunState.RESTARTING):
         return _say(status, RANK_FAILED, told)
-    if failure is None and move.is_moving(status) and move.why(status) == move.SCALING:
+    if failure is None and move.is_moving(status):
         return _say(status, move.SCALED, f"starting again with {run.spec.num_nodes} nodes, not counted as a restart")
     if failure is None:
         return _say(status, DISRUPTED, told or "pods had to leave; starting again, not counted as a restart")
