@@ -168,6 +168,24 @@ def test_a_restarted_operator_adopts_what_runs_and_touches_nothing(cluster: Clus
     assert sorted(created) == uids
 
 
+def test_a_pod_that_is_deleted_while_no_operator_is_there_is_the_only_one_that_is_replaced(cluster: Cluster) -> None:
+    operator = cluster.operator()
+    cluster.start(numNodes=2)
+    wait(lambda: cluster.phase() == "Starting", operator.log.read_text())
+    before = {pod["metadata"]["name"]: pod for pod in cluster.api.of("pods")}
+    operator.end(signal.SIGKILL)
+    victim = next(name for name in before if name.endswith("-1-1"))
+    cluster.do(cluster.api.delete("pods", before[victim], None))
+    wait(lambda: victim not in cluster.running(), "it leaves")
+    second = cluster.operator()
+    wait(lambda: len(cluster.running()) == 3, second.log.read_text())
+    replaced = victim.removesuffix("1") + "2"
+    assert {pod["metadata"]["name"] for pod in cluster.api.of("pods")} == {*before, replaced} - {victim}
+    cluster.kept.unlink()
+    wait(lambda: cluster.phase() == "Succeeded", second.log.read_text())
+    assert cluster.runs()["first"]["status"]["restarts"]["total"] == 0
+
+
 def test_the_second_takes_over_and_the_first_when_it_goes_on_writes_nothing(cluster: Cluster) -> None:
     first = cluster.operator()
     wait(first.leads, first.log.read_text())
