@@ -16,7 +16,8 @@ from tests.cluster.kube import KubectlFailed, Object, get, kubectl, listed, unti
 from tests.cluster.runs import SESSION, STORE, Run, node_of, tiny
 from tests.cluster.runs import run as a_run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.serial]
+#: Those that break a node, the API server or the operator have the cluster for themselves: they are `serial`.
+pytestmark = pytest.mark.cluster
 
 Start = Callable[[Object], Run]
 
@@ -87,9 +88,18 @@ def replaced(run: Run, pod: Object, seconds: float = 60) -> Object:
 
 
 def goes_on(run: Run, steps: int = 10, seconds: float = 90) -> Object:
-    """Wait until it trains again, beyond what had been reached before; the status then."""
-    before = run.phase("Running", seconds=seconds).get("progress", {}).get("step", 0)
-    return run.reaches(before + steps, seconds)
+    """Wait until it trains, and has come further than now; the status then."""
+    goal = run.step + steps
+
+    def look() -> Object | None:
+        status = run.status
+        further = (status.get("progress") or {}).get("step", 0) >= goal
+        return status if further and status["phase"] == "Running" else None
+
+    try:
+        return until(f"{run.name} trains beyond step {goal}", look, seconds)
+    except AssertionError as error:
+        raise AssertionError(f"{error}\n{run.picture()}") from None
 
 
 def test_worker_killed(start: Start) -> None:
@@ -187,6 +197,7 @@ def away_from_the_store(start: Start, manifest: Object) -> tuple[Run, Object]:
         return run, victim
 
 
+@pytest.mark.serial
 def test_drain_of_a_fixed_size_run(start: Start) -> None:
     """It saves and moves. That is no failure."""
     run, pod = away_from_the_store(start, long("drain"))
@@ -203,6 +214,7 @@ def test_drain_of_a_fixed_size_run(start: Start) -> None:
         assert status["resumedFrom"]["step"] >= 5
 
 
+@pytest.mark.serial
 def test_node_killed(start: Start, faults: Faults) -> None:
     """A pod elsewhere in its place; neither that nor the run's end waits for what a dead kubelet does not confirm."""
     run, pod = away_from_the_store(start, long("node-killed", steps=500, failurePolicy=IMPATIENT))
@@ -221,6 +233,7 @@ def test_node_killed(start: Start, faults: Faults) -> None:
         assert run.phase("Succeeded", "Failed", seconds=180)["phase"] == "Succeeded", run.picture()
 
 
+@pytest.mark.serial
 def test_partition_never_two_live_processes_of_one_rank(start: Start, faults: Faults) -> None:
     """Ranks that meet in every step, as those of a training do: that is how one that is cut off knows it."""
     endless = {"command": ["python", "train.py"], "args": ["--epochs", "100000", "--workers", "0"]}
@@ -239,6 +252,7 @@ def test_partition_never_two_live_processes_of_one_rank(start: Start, faults: Fa
     assert [p["metadata"]["uid"] for p in live(run, 1)] == [moved["metadata"]["uid"]]
 
 
+@pytest.mark.serial
 def test_api_server_down_for_a_minute(start: Start, faults: Faults) -> None:
     """Training does not notice; the status catches up."""
     run = training(start, "api-down")
@@ -253,6 +267,7 @@ def test_api_server_down_for_a_minute(start: Start, faults: Faults) -> None:
     assert uids(run) == before
 
 
+@pytest.mark.serial
 def test_pod_deleted_right_after_an_api_outage(start: Start, faults: Faults) -> None:
     run = training(start, "after-outage")
     with api_server_away(faults):
@@ -292,6 +307,7 @@ def assert_none_was_made_twice(changes: list[Object]) -> None:
     assert all(count == 1 for count in made.values()), made
 
 
+@pytest.mark.serial
 def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Faults) -> None:
     run = training(start, "fifty", failurePolicy={"maxRestarts": 5, "backoff": {"initialSeconds": 0}})
     before, since = uids(run), time.time()
@@ -303,7 +319,7 @@ def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Fault
             kubectl("delete", "pod", victim, "-n", SYSTEM, "--force", "--grace-period=0", "--wait=false")
         if kill % 16 == 8:
             kill_rank(run, kill % 2)
-        time.sleep(1.5)  # between two accidents
+        time.sleep(1.0)  # between two accidents
     kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
     until("all three are counted", lambda: run.status["restarts"]["total"] == 3, 60)
     status = goes_on(run)
@@ -315,6 +331,7 @@ def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Fault
     assert not [event for event in changes if event["verb"] == "delete"], "all of its pods were healthy"
 
 
+@pytest.mark.serial
 def test_leader_stopped_for_thirty_seconds(start: Start, faults: Faults) -> None:
     """Another leads; when the first wakes up with what it knew half a minute ago, it does nothing with it."""
     run = training(start, "stopped-leader")
@@ -340,6 +357,7 @@ def test_leader_stopped_for_thirty_seconds(start: Start, faults: Faults) -> None
     assert actors == {second["metadata"]["name"]}, "only the new leader acted"
 
 
+@pytest.mark.serial
 def test_a_lost_worker_that_is_not_replaced_is_no_success(start: Start, faults: Faults) -> None:
     """Nowhere to go for the pod of a dead node: the run waits and says so, and is not Succeeded meanwhile."""
     pod = get("pod", "s3", STORE)
@@ -361,7 +379,7 @@ def test_a_lost_worker_that_is_not_replaced_is_no_success(start: Start, faults: 
         with back(faults.start_node, node_of(victim)):
             faults.kill_node(node_of(victim))
             until("it waits for a node", lambda: "nodes are available" in run.status.get("message", ""), 120)
-            time.sleep(15)  # and waits on
+            time.sleep(5)  # and waits on
             assert run.status["phase"] in ("Restarting", "Pending")
         status = run.phase("Succeeded", "Failed", seconds=180)
     assert status["phase"] == "Succeeded", run.picture()

@@ -171,7 +171,7 @@ def test_helm_upgrade_under_a_running_run(start: Start, helm: Callable[..., str]
 
 @pytest.mark.serial
 def test_uninstall_leaves_runs_alive_and_a_new_install_adopts_them(start: Start, helm: Callable[..., str]) -> None:
-    run = start(tiny("uninstall", "--steps", 600, "--pause", 0.1))
+    run = start(tiny("uninstall", "--steps", 400, "--pause", 0.1))
     run.reaches(3)
     values = helm("get", "values", RELEASE, "-n", SYSTEM, "-o", "yaml")
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait")
