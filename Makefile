@@ -57,7 +57,7 @@ cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of t
 
 cluster-test: cluster-up  ## the tests on a real Kubernetes: that of KUBECONFIG, or the one of cluster-up
 	@settings=$$($(BIN)/python tests/cluster/provision.py env) && eval "$$settings" && \
-		EVERSTEP_TEST_SCOPE=namespaces $(BIN)/python -m pytest -q -n 3 --dist loadgroup tests/cluster tests/api \
+		EVERSTEP_TEST_SCOPE=namespaces $(BIN)/python -m pytest -q -n 3 --dist loadscope tests/cluster tests/api \
 			-m "cluster and not serial" --timeout 600 --durations 10 && \
 		$(BIN)/python -m pytest -q tests/cluster tests/api -m "cluster and serial" --timeout 600 --durations 10
 

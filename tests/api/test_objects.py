@@ -189,7 +189,6 @@ def server() -> Iterator[None]:
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("objects")
 def test_real_api_server_agrees_with_the_table(server: None) -> None:
     """All cases in one test: one server, one list of disagreements."""
     disagreements = []
@@ -209,7 +208,6 @@ def test_real_api_server_agrees_with_the_table(server: None) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.xdist_group("objects")
 def test_real_api_server_stores_what_the_models_read(server: None) -> None:
     created = kubectl("create", "-o", "json", "-f", "-", document=run())
     assert created.returncode == 0, created.stderr

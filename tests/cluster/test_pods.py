@@ -20,7 +20,7 @@ from tests.cluster.kube import KubectlFailed, Object, apply, get, kubectl, liste
 from tests.cluster.runs import BUCKET, ENDPOINT
 from tests.render import golden
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("pods")]  # one worker process: they share a namespace
+pytestmark = pytest.mark.cluster
 
 #: No operator acts here: the pods are the test's own.
 NAMESPACE = "everstep-test-pods"

@@ -36,7 +36,8 @@ def test_a_volume_that_cannot_be_mounted_fails_fast_in_the_words_of_the_kubelet(
     """Its pod says ContainerCreating for ever; only Events tell."""
     manifest = tiny("no-volume", "--steps", 5)
     volume = {"name": "extra", "secret": {"secretName": "nobody-made-this-either"}}
-    manifest["spec"]["podTemplate"] = {"spec": {"volumes": [volume]}}
+    mount = {"name": "trainer", "volumeMounts": [{"name": "extra", "mountPath": "/extra"}]}
+    manifest["spec"]["podTemplate"] = {"spec": {"volumes": [volume], "containers": [mount]}}
     status = start(manifest).phase("Failed", seconds=120)
     assert status["reason"] == "Config"
     assert 'secret "nobody-made-this-either" not found' in status["message"]
@@ -51,7 +52,8 @@ def test_wrong_credentials_end_the_run_and_are_told(start: Start) -> None:
     manifest = tiny("wrong-keys", "--steps", 5, failurePolicy={"backoff": {"initialSeconds": 0}})
     manifest["spec"]["checkpoint"]["credentialsSecret"] = name
     status = start(manifest).phase("Failed", seconds=120)
-    assert "SignatureDoesNotMatch" in status["message"]
+    assert status["reason"] == "Storage"
+    assert "403" in status["message"]
 
 
 def test_unschedulable_is_pending_with_the_words_of_the_scheduler(start: Start) -> None:

@@ -61,6 +61,8 @@ def test_a_sidecar_that_never_ends_keeps_nothing_from_succeeding() -> None:
     assert done.sidecars_run
     assert not pod(ended(0, "Completed"), phase="Succeeded").sidecars_run
     assert not pod(RUNNING).sidecars_run
+    moment = pod(ended(0, "Completed"), sidecar=ended(0))
+    assert not moment.sidecars_run, "its phase follows a moment after its last container"
 
 
 def test_a_sidecar_that_dies_is_no_failure() -> None:

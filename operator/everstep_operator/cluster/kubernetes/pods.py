@@ -56,7 +56,7 @@ def seen(item: dict[str, Any]) -> Seen:
         message=message,
         disrupted=_is_disrupted(status),
         run_uid=marks.get(labels.RUN_UID, ""),
-        sidecars_run=ended is not None and status.get("phase") == "Running",
+        sidecars_run=ended is not None and _others_run(role, status),
         last_lines=_last_lines(ended) if ended else (),
         waiting_reason=reason,
         gone_by=None if deleted is None else time(deleted),
@@ -85,6 +85,14 @@ def _main_container(role: str, status: dict[str, Any]) -> dict[str, Any]:
     """Status of the container that we rendered; {} before there is any."""
     name = MAIN_CONTAINER.get(role)
     return next((s for s in status.get("containerStatuses") or [] if s["name"] == name), {})
+
+
+def _others_run(role: str, status: dict[str, Any]) -> bool:
+    """A pod whose only container has ended is Running for a moment longer, too."""
+    states = [
+        s.get("state") or {} for s in status.get("containerStatuses") or [] if s["name"] != MAIN_CONTAINER.get(role)
+    ]
+    return status.get("phase") == "Running" and any("terminated" not in state for state in states)
 
 
 def _phase(status: dict[str, Any], state: dict[str, Any]) -> str:
