@@ -95,7 +95,8 @@ class Strategy:
         optimizer.load_state_dict(state)
 
     def gather(self, tree: Any) -> Any:
-        """The tree with whole tensors where this rank has shards, for one-file checkpoints; a collective."""
+        """The tree for one-file checkpoints: on rank 0 with whole tensors, on the CPU, where it has shards. A collective;
+        on the other ranks the tree is as it was."""
         return tree
 
     def wrap(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:

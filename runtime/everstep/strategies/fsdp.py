@@ -196,7 +196,11 @@ class FSDPStrategy(ParallelStrategy):
 
     def gather(self, tree: Any) -> Any:
         if isinstance(tree, Tensor):
-            return tree.full_tensor().detach().cpu() if is_sharded(tree) else tree  # type: ignore[attr-defined]
+            if not is_sharded(tree):
+                return tree
+            whole = tree.full_tensor()  # type: ignore[attr-defined]
+            # One tensor at a time is whole on the other ranks and on the device: the model may not fit there.
+            return whole.detach().cpu() if self.rank == 0 else tree
         if isinstance(tree, dict):
             return {key: self.gather(value) for key, value in tree.items()}
         if isinstance(tree, list | tuple):
