@@ -75,6 +75,18 @@ class Marker:
     everstep: str = ""  # version of the package that wrote it
     keep_forever: bool = False  # a completed Trainer call needs it: never pruned
     seconds: float | None = None  # from the copy of the state until this was written
+    score: float | None = None  # value of the metric that Retention names, logged since the checkpoint before
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Which checkpoints stay besides the newest. 0 or "": none for this reason."""
+
+    every_steps: int = 0  # the first at or after each multiple
+    every_seconds: int = 0  # the first, and each that was saved at least so long after the last that stays
+    metric: str = ""  # of what the run logs: the best by it
+    mode: str = "min"  # min | max
+    best: int = 1  # how many
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep.errors import ConfigurationError
+from everstep_protocol import codec
 from everstep_protocol import env as names
+from everstep_protocol.checkpoints import Retention
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Environment:
     checkpoint_uri: str | None = None
     checkpoint_every_steps: int | None = None
     checkpoint_keep: int | None = None
+    checkpoint_retention: Retention = Retention()
     checkpoint_resume: str = "auto"  # auto | never
 
     @property
@@ -87,8 +90,18 @@ class Environment:
             checkpoint_uri=variables.get(names.CHECKPOINT_URI) or None,
             checkpoint_every_steps=number(names.CHECKPOINT_EVERY_STEPS, 1),
             checkpoint_keep=number(names.CHECKPOINT_KEEP, 1),
+            checkpoint_retention=_retention(variables.get(names.CHECKPOINT_RETENTION, "")),
             checkpoint_resume=resume,
         )
+
+
+def _retention(text: str) -> Retention:
+    try:
+        return codec.loads(Retention, text) if text else Retention()
+    except codec.BadMessage as error:
+        raise ConfigurationError(
+            f"{names.CHECKPOINT_RETENTION} is not what the operator writes there: {error}"
+        ) from None
 
 
 def _place(variables: Mapping[str, str], number: Callable[..., int | None]) -> dict[str, Any]:

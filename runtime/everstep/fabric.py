@@ -136,7 +136,9 @@ class Fabric(Rank):
                     f'strategy "{self.strategy.name}" replaces parameters: call fabric.setup_module(module) first, '
                     "then make the optimizer, then fabric.setup_optimizers(optimizer)"
                 )
-        return (model, *map(self._optimizer, optimizers)) if optimizers else model
+        if not optimizers:
+            return model
+        return (model, *map(self._optimizer, self.strategy.setup_optimizers(module, list(optimizers))))
 
     def setup_module(self, module: nn.Module) -> "FabricModule":
         """As `setup`, for a module without optimizers, or one whose optimizers are made afterwards."""
@@ -148,7 +150,15 @@ class Fabric(Rank):
         return FabricModule(module, self.strategy)
 
     def setup_optimizers(self, *optimizers: Optimizer) -> Any:
-        """Optimizers whose step goes through the precision; one, or a tuple of several."""
+        """Optimizers whose step goes through the precision; one, or a tuple of several.
+
+        Raises:
+            ConfigurationError: the strategy makes others of them, for which it has to know the module.
+        """
+        if type(self.strategy).setup_optimizers is not Strategy.setup_optimizers:
+            raise ConfigurationError(
+                f'strategy "{self.strategy.name}" ties optimizers to their module: give both to fabric.setup'
+            )
         made = tuple(map(self._optimizer, optimizers))
         return made[0] if len(made) == 1 else made
 
@@ -228,11 +238,17 @@ class Fabric(Rank):
         Raises:
             ConfigurationError: the state holds something that is no data; says where.
         """
-        data = {key: _state_of(value) for key, value in state.items()}
+        data = {key: self._state_of(value) for key, value in state.items()}
         tree, tensors = ckpt.data_of(self.strategy.gather(data))
         if self.is_global_zero:
             ckpt.write(ckpt.as_place(path), tree, tensors)
         self.barrier()
+
+    def _state_of(self, value: Any) -> Any:
+        inner = _inner(value)
+        if isinstance(inner, nn.Module):
+            return self.strategy.model_state(inner)
+        return dict(inner.state_dict()) if hasattr(inner, "state_dict") else inner
 
     def load(
         self, path: str | os.PathLike[str], state: dict[str, Any] | None = None, strict: bool = True
@@ -315,7 +331,7 @@ class FabricModule(nn.Module):
         object.__setattr__(self, name, self._wrap(getattr(self.module, name)))
 
     def synchronise(self, now: bool) -> None:
-        self._synchronise(now)
+        self._synchronise(now, self.module)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         return self.module.named_parameters(*args, **kwargs)
@@ -408,8 +424,3 @@ def _inner(value: Any) -> Any:
     if isinstance(value, FabricModule):
         return value.module
     return value.optimizer if isinstance(value, FabricOptimizer) else value
-
-
-def _state_of(value: Any) -> Any:
-    inner = _inner(value)
-    return dict(inner.state_dict()) if hasattr(inner, "state_dict") else inner

@@ -4,6 +4,7 @@ from everstep_operator.plan import pods
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import CreatePod, DeletePod
 from everstep_protocol import codec, env, labels
+from everstep_protocol.checkpoints import Retention
 from everstep_protocol.messages import Intent, RunState
 from tests.plan.builders import (
     UID,
@@ -112,6 +113,13 @@ def test_environment_of_a_worker() -> None:
         env.CHECKPOINT_KEEP: "2",
         env.CHECKPOINT_RESUME: "never",
     }
+
+
+def test_what_stays_besides_the_newest_is_told() -> None:
+    kept = {"uri": "s3://b/p", "keepEvery": {"steps": 1000}, "keepBest": {"metric": "val_loss", "count": 2}}
+    worker = created(plan(run(checkpoint=kept)))[1]
+    told = codec.loads(Retention, worker.env[env.CHECKPOINT_RETENTION])
+    assert told == Retention(every_steps=1000, metric="val_loss", mode="min", best=2)
 
 
 def test_without_checkpoint_there_are_no_variables_of_it() -> None:

@@ -14,6 +14,7 @@ import everstep as L
 from everstep.callbacks import Checkpoint, ModelSummary, ProgressBar
 from everstep.environment import Environment
 from everstep.trainer.run import Run
+from everstep_protocol.checkpoints import Retention
 from everstep_protocol.messages import CheckpointInfo
 
 ALONE = Environment()
@@ -74,6 +75,7 @@ class Memory:
     """Checkpoints in memory, with the interface that the run uses. Survives `Run`s, as storage does."""
 
     every_steps: int | None = None
+    retention: Retention = Retention()
     saved: list[Saved] = field(default_factory=list)
     last_checkpoint: CheckpointInfo | None = None
     resumed_from: CheckpointInfo | None = None
@@ -87,8 +89,9 @@ class Memory:
         return next(saved for saved in self.saved if saved.name == name)
 
     def save(
-        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
-    ) -> str:
+        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False,
+        score: float | None = None,
+    ) -> str:  # fmt: skip
         info = CheckpointInfo(step, "memory://", 1, 1, 0.0)
         name = f"{call}-{step}"
         self.saved.append(Saved(name, call, step, *_copy((shared, rank)), info))

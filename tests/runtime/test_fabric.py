@@ -86,6 +86,28 @@ def test_s11_saved_on_two_ranks_goes_on_on_one(tmp_path: Path) -> None:
     close(loop(L.Fabric(accelerator="cpu"), 2, path), plain())
 
 
+def quiet_and_loud(fabric: L.Fabric) -> list[list[bool]]:
+    """Of two modules, which of their gradients are everybody's."""
+    L.seed_everything(5)
+    quiet, loud = fabric.setup_module(nn.Linear(3, 1)), fabric.setup_module(nn.Linear(3, 1))
+    x = torch.full((2, 3), float(fabric.global_rank + 1))
+    same = []
+    for module in (quiet, None):  # and afterwards the quiet one speaks again
+        quiet.zero_grad()
+        loud.zero_grad()
+        with fabric.no_backward_sync(quiet, enabled=module is quiet):
+            fabric.backward((quiet(x) + loud(x)).sum())
+        gradients = [fabric.all_gather(part.weight.grad) for part in (quiet, loud)]
+        same.append([torch.equal(of_ranks[0], of_ranks[1]) for of_ranks in gradients])
+    return same
+
+
+@pytest.mark.ranks
+def test_s11_only_the_given_module_is_not_synchronised() -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp_fork")
+    assert fabric.launch(quiet_and_loud) == [[False, True], [True, True]]
+
+
 def talk(fabric: L.Fabric) -> list[Any]:
     rank = fabric.global_rank
     with fabric.rank_zero_first():

@@ -13,6 +13,21 @@ class CheckpointEvery(Model):
     steps: Whole = Field(default=100, ge=1, le=10**9, description="Optimizer steps between two checkpoints.")
 
 
+class CheckpointKeepEvery(Model):
+    steps: Whole | None = Field(
+        default=None, ge=1, le=10**9, description="The first checkpoint at or after each multiple of so many steps."
+    )
+    seconds: Whole | None = Field(
+        default=None, ge=1, le=10**9, description="One checkpoint for each stretch of so many seconds."
+    )
+
+
+class CheckpointKeepBest(Model):
+    metric: str = Field(min_length=1, max_length=256, description="Name of a metric that the script logs.")
+    mode: Literal["min", "max"] = Field(default="min", description="Which values are better.")
+    count: Whole = Field(default=1, ge=1, le=1_000, description="How many of the best stay.")
+
+
 class CertificateRef(Model):
     name: Name = Field(description="Name of the object, in the run's namespace.")
     key: Name = Field(default="ca.crt", description="Key in it that holds the certificates, PEM.")
@@ -38,6 +53,14 @@ class Checkpoint(Model):
     )
     every: CheckpointEvery = Field(default=CheckpointEvery(), description="How often a checkpoint is saved.")
     keep: Whole = Field(default=3, ge=1, le=1_000, description="Checkpoints kept; older ones are deleted.")
+    keep_every: CheckpointKeepEvery | None = Field(
+        default=None, description="Older checkpoints that stay all the same, by step and by time."
+    )
+    keep_best: CheckpointKeepBest | None = Field(
+        default=None,
+        description="Older checkpoints that stay all the same, by a metric. One is saved after each validation "
+        "that logs it.",
+    )
     resume: Literal["auto", "never"] = Field(
         default="auto",
         description="auto: start from the newest verified checkpoint; never: from the beginning, also after a failure.",

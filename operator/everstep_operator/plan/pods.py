@@ -3,10 +3,12 @@
 import hashlib
 from dataclasses import replace
 
+from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.trainingrun import Spec, TrainingRun
 from everstep_operator.plan.command import launch_command
 from everstep_operator.plan.model import DeletePod, Observed, Pod, PodSpec
 from everstep_protocol import codec, env, labels
+from everstep_protocol.checkpoints import Retention
 from everstep_protocol.messages import Intent, RunState
 from everstep_protocol.reasons import EXIT_STOPPED
 
@@ -118,12 +120,26 @@ def _checkpoint_env(run: TrainingRun) -> dict[str, str]:
     checkpoint = run.spec.checkpoint
     if checkpoint is None:
         return {}
-    return {
+    variables = {
         env.CHECKPOINT_URI: checkpoint.uri,
         env.CHECKPOINT_EVERY_STEPS: str(checkpoint.every.steps),
         env.CHECKPOINT_KEEP: str(checkpoint.keep),
         env.CHECKPOINT_RESUME: checkpoint.resume,
     }
+    retention = _retention(checkpoint)
+    if retention != Retention():
+        variables[env.CHECKPOINT_RETENTION] = codec.dumps(retention).decode()
+    return variables
+
+
+def _retention(checkpoint: Checkpoint) -> Retention:
+    every, best = checkpoint.keep_every, checkpoint.keep_best
+    retention = Retention()
+    if every is not None:
+        retention = replace(retention, every_steps=every.steps or 0, every_seconds=every.seconds or 0)
+    if best is not None:
+        retention = replace(retention, metric=best.metric, mode=best.mode, best=best.count)
+    return retention
 
 
 # --- questions about observed pods ----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from everstep.checkpoint.storage import Body, Storage, open_storage, read
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, EverstepError, StorageError, StorageRefusedError
 from everstep_protocol import codec
-from everstep_protocol.checkpoints import DATA, MARKERS, CheckpointId, Marker, Owner, newest_first
+from everstep_protocol.checkpoints import DATA, MARKERS, CheckpointId, Marker, Owner, Retention, newest_first
 from everstep_protocol.messages import CheckpointInfo
 
 log = logging.getLogger("everstep.checkpoint")
@@ -56,6 +56,7 @@ class Checkpointer:
         run: Owner = _NOBODY,
         every_steps: int | None = None,
         keep: int = DEFAULT_KEEP,
+        retention: Retention | None = None,
         resume: bool = True,
         coordinator: Coordinator | None = None,
         retry_seconds: float = 60.0,
@@ -67,6 +68,7 @@ class Checkpointer:
             generation: of the round. Keys carry it, or a higher one if the prefix holds that already.
             run: who this is. Another run's prefix is refused.
             keep: how many to keep, at least two, besides those saved with `keep_forever`.
+            retention: which older ones stay as well.
             resume: False: do not go on from what another run, or an earlier one of this name, has left here.
             retry_seconds: how long `wait` keeps trying.
             on_change: called, from any thread, when `last_checkpoint`, `resumed_from` or `not_durable_since` changed.
@@ -81,6 +83,7 @@ class Checkpointer:
         self._round = generation
         self._run = run
         self._keep = keep
+        self.retention = retention or Retention()
         self._resume = resume
         self._coordinator = coordinator
         self._retry_seconds = retry_seconds
@@ -113,6 +116,7 @@ class Checkpointer:
             run=Owner(environment.run_namespace, environment.run_name, environment.run_uid, time.time()),
             every_steps=environment.checkpoint_every_steps,
             keep=environment.checkpoint_keep or DEFAULT_KEEP,
+            retention=environment.checkpoint_retention,
             resume=environment.checkpoint_resume == "auto",
             coordinator=Coordinator(environment.coordinator, environment.token) if environment.coordinator else None,
             retry_seconds=retry_seconds,
@@ -168,6 +172,7 @@ class Checkpointer:
             run_uid=self._run.uid,
             version=metadata.version("everstep"),
             keep=self._keep,
+            retention=self.retention,
             resumed_from=resumed_from,
             foreign=frozenset(i for i in map(CheckpointId.parse, plan["foreign"]) if i),
         )
@@ -197,8 +202,9 @@ class Checkpointer:
         return restored
 
     def save(
-        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
-    ) -> str:
+        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False,
+        score: float | None = None,
+    ) -> str:  # fmt: skip
         """Copy the state and make it durable in the background. Returns the checkpoint's name.
 
         Blocks for the copy, and before it until the previous save's copy is written. The ranks compare a digest of the
@@ -209,7 +215,7 @@ class Checkpointer:
             ConfigurationError: the state holds something that is not data, or the ranks' `shared` tensors differ.
         """
         checkpoint = CheckpointId(self._generation, call, step)
-        self._opened.save(checkpoint, shared, rank, keep_forever)
+        self._opened.save(checkpoint, shared, rank, keep_forever, score)
         if wait:
             self.wait()
         return checkpoint.name

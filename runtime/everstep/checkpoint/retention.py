@@ -1,8 +1,8 @@
 """Which checkpoints stay. Pure."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from everstep_protocol.checkpoints import CheckpointId
+from everstep_protocol.checkpoints import CheckpointId, Marker, Retention
 
 #: The newest may turn out damaged when it is read, so there is always one more.
 FEWEST = 2
@@ -22,12 +22,37 @@ def superseded(
     were abandoned by a roll-back (damaged, or written by a generation that lost): they never
     displace one of the lineage.
     """
-
-    def abandoned(checkpoint: CheckpointId) -> bool:
-        return checkpoint.generation < generation and (resumed_from is None or checkpoint > resumed_from)
-
-    lineage_first = sorted(checkpoints, key=lambda c: (not abandoned(c), c), reverse=True)
+    lineage_first = sorted(
+        checkpoints, key=lambda c: (in_lineage(c, generation=generation, resumed_from=resumed_from), c), reverse=True
+    )
     return [c for c in reversed(lineage_first[max(keep, FEWEST) :]) if c not in forever]
+
+
+def in_lineage(checkpoint: CheckpointId, *, generation: int, resumed_from: CheckpointId | None) -> bool:
+    return checkpoint.generation >= generation or (resumed_from is not None and checkpoint <= resumed_from)
+
+
+def milestones(markers: Mapping[CheckpointId, Marker], retention: Retention) -> set[CheckpointId]:
+    """Those of a lineage that stay however many newer ones there are: by step, by time, and the best by the metric.
+
+    What stays now stays at the next look as well, unless it was one of the best and better ones have come.
+    """
+    stay: set[CheckpointId] = set()
+    stretches: set[int] = set()
+    last: float | None = None
+    for checkpoint, marker in sorted(markers.items()):
+        stretch = checkpoint.step // retention.every_steps if retention.every_steps else 0
+        if stretch and stretch not in stretches:
+            stretches.add(stretch)
+            stay.add(checkpoint)
+        if retention.every_seconds and (last is None or marker.time >= last + retention.every_seconds):
+            last = marker.time
+            stay.add(checkpoint)
+    if retention.metric:
+        sign = 1 if retention.mode == "min" else -1
+        scored = [(sign * marker.score, c) for c, marker in markers.items() if marker.score is not None]
+        stay.update(checkpoint for _, checkpoint in sorted(scored)[: retention.best])
+    return stay
 
 
 def orphans(data: Iterable[str], markers: Collection[CheckpointId], *, generation: int) -> list[CheckpointId]:

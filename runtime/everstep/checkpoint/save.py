@@ -5,6 +5,7 @@ copy into the buffers -> write files, hashing on the way -> tell the store -> he
 go on                                                                        coordinator, write the marker, tell, prune
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -34,6 +35,7 @@ from everstep_protocol.checkpoints import (
     MARKERS,
     CheckpointId,
     Marker,
+    Retention,
     StoredFile,
     newest_first,
 )
@@ -54,6 +56,7 @@ class Lineage:
     run_uid: str
     version: str
     keep: int
+    retention: Retention = Retention()
     resumed_from: CheckpointId | None = None
     foreign: frozenset[CheckpointId] = (
         frozenset()
@@ -98,6 +101,7 @@ class Job:
     number: int
     checkpoint: CheckpointId
     keep_forever: bool
+    score: float | None
     files: dict[str, Body]
     written: dict[str, StoredFile] = field(default_factory=dict)
     staged: threading.Event = field(default_factory=threading.Event)  # the buffers are free again
@@ -147,14 +151,14 @@ class Saver:
         self._digest = ""  # of the state that the plan is for
         self._last: Job | None = None
         self._number = 0
-        self._forever: set[CheckpointId] = set()
+        self._markers: dict[CheckpointId, Marker] = {}  # as far as pruning has looked at them
         self._closing = threading.Event()
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     # The thread that trains.
 
-    def save(self, checkpoint: CheckpointId, shared: Any, own: Any, keep_forever: bool) -> None:
+    def save(self, checkpoint: CheckpointId, shared: Any, own: Any, keep_forever: bool, score: float | None) -> None:
         last = self._last
         stored = last is not None and last.checkpoint == checkpoint and not (last.finished.is_set() and last.error)
         tree, tensors = to_json(shared, "shared")
@@ -186,7 +190,7 @@ class Saver:
         if self._ranks.rank == 0:
             files[INDEX_FILE] = Body.of(Index(tree, self._plan.tensors).dumps())
         self._number += 1
-        job = self._last = Job(self._number, checkpoint, keep_forever, files)
+        job = self._last = Job(self._number, checkpoint, keep_forever, score, files)
         self.background(lambda: self._run(job))
 
     def wait(self) -> None:
@@ -324,6 +328,7 @@ class Saver:
             everstep=self._lineage.version,
             keep_forever=job.keep_forever,
             seconds=time.monotonic() - job.began,
+            score=job.score,
         )
         self._retry(job, lambda: self._mark(job.checkpoint, codec.dumps(marker)))
         return marker
@@ -360,28 +365,33 @@ class Saver:
     # Cleaning up, on rank 0: never of consequence for the run.
 
     def _prune(self) -> None:
+        lineage = self._lineage
+        where: dict[str, Any] = {"generation": lineage.generation, "resumed_from": lineage.resumed_from}
         try:
             ids = newest_first(entry.key for entry in self._storage.list(MARKERS))
-            old = retention.superseded(
-                (i for i in ids if i not in self._lineage.foreign),
-                generation=self._lineage.generation,
-                resumed_from=self._lineage.resumed_from,
-                keep=self._lineage.keep,
-                forever=self._forever,
-            )
-            for checkpoint in old:
-                try:
-                    if read_marker(self._storage, checkpoint).keep_forever:
-                        self._forever.add(checkpoint)
-                        continue
-                except Damaged:
-                    pass
-                self._storage.delete(
-                    [checkpoint.marker_key]
-                )  # first, so that it stops existing before it is incomplete
+            mine = [i for i in ids if i not in lineage.foreign]
+            # Of most runs nobody asks for more than the newest: then these are few, or none.
+            for checkpoint in (
+                mine
+                if lineage.retention != Retention()
+                else retention.superseded(mine, **where, keep=lineage.keep, forever=self._markers)
+            ):
+                self._look_at(checkpoint)
+            known = {i: marker for i, marker in self._markers.items() if i in mine}
+            in_lineage = {i: marker for i, marker in known.items() if retention.in_lineage(i, **where)}
+            stay = {i for i, marker in known.items() if marker.keep_forever}
+            stay |= retention.milestones(in_lineage, lineage.retention)
+            for checkpoint in retention.superseded(mine, **where, keep=lineage.keep, forever=stay):
+                # Its marker first, so that it stops existing before it is incomplete.
+                self._storage.delete([checkpoint.marker_key])
                 self._delete_data(checkpoint)
         except Exception as error:
             log.info("old checkpoints not pruned: %s", error)
+
+    def _look_at(self, checkpoint: CheckpointId) -> None:
+        if checkpoint not in self._markers:
+            with contextlib.suppress(Damaged):
+                self._markers[checkpoint] = read_marker(self._storage, checkpoint)
 
     def sweep(self, leftovers: Iterable[str]) -> None:
         """Delete what earlier generations began and did not complete, and the given objects."""

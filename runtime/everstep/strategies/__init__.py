@@ -7,12 +7,14 @@ from functools import partial
 from everstep.errors import ConfigurationError
 from everstep.strategies.base import Strategy
 from everstep.strategies.ddp import DDPStrategy
+from everstep.strategies.deepspeed import DeepSpeedStrategy
 from everstep.strategies.fsdp import FSDPStrategy
 from everstep.strategies.model_parallel import ModelParallelStrategy
 from everstep.strategies.parallel import ParallelStrategy
 
 __all__ = [
     "DDPStrategy",
+    "DeepSpeedStrategy",
     "FSDPStrategy",
     "ModelParallelStrategy",
     "ParallelStrategy",
@@ -33,6 +35,9 @@ _KINDS: dict[str, Callable[[], Strategy]] = {
     "fsdp": FSDPStrategy,
     "fsdp_cpu_offload": partial(FSDPStrategy, cpu_offload=True),
     "model_parallel": ModelParallelStrategy,
+    "deepspeed": DeepSpeedStrategy,
+    **{f"deepspeed_stage_{stage}": partial(DeepSpeedStrategy, stage) for stage in (1, 2, 3)},
+    **{f"deepspeed_stage_{stage}_offload": partial(DeepSpeedStrategy, stage, True, stage == 3) for stage in (1, 2, 3)},
 }
 _GONE = {
     "dp": 'torch\'s DataParallel is slower than "ddp", which takes its place',
@@ -41,7 +46,6 @@ _GONE = {
     "fsdp_native": '"fsdp" takes its place',
     "horovod": '"ddp" takes its place',
     "bagua": '"ddp" takes its place',
-    "deepspeed": 'Everstep has no DeepSpeed strategy; "fsdp" shards what its ZeRO stages shard',
     "xla": 'give accelerator="tpu" and strategy="auto"',
     "tpu_spawn": 'give accelerator="tpu" and strategy="auto"',
 }
@@ -61,9 +65,7 @@ def choose_strategy(asked: str | Strategy = "auto", ranks: int = 1) -> Strategy:
         chosen = _KINDS[asked]()
     else:
         near = get_close_matches(str(asked), _KINDS, 1)
-        hint = _GONE.get("deepspeed" if str(asked).startswith("deepspeed") else str(asked)) or (
-            f"did you mean {near[0]!r}?" if near else "there is no such strategy"
-        )
+        hint = _GONE.get(str(asked)) or (f"did you mean {near[0]!r}?" if near else "there is no such strategy")
         names = [name for name in _KINDS if "_find_unused" not in name]
         raise ConfigurationError(f'strategy={asked!r}: {hint} (known: "auto", {", ".join(names)}, or a Strategy)')
     if ranks > 1 and type(chosen) is Strategy:

@@ -95,8 +95,8 @@ class Strategy:
         optimizer.load_state_dict(state)
 
     def gather(self, tree: Any) -> Any:
-        """The tree for one-file checkpoints: on rank 0 with whole tensors, on the CPU, where it has shards. A collective;
-        on the other ranks the tree is as it was."""
+        """The tree for one-file checkpoints: on rank 0 with whole tensors on the CPU where it has shards, on the others
+        as it was. A collective."""
         return tree
 
     def wrap(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,8 +107,12 @@ class Strategy:
         """A validation, test or predict step through whatever brings its parameters together."""
         return step
 
-    def synchronise_gradients(self, now: bool) -> None:
-        """Said before a forward whose gradients differ from the previous one's in being shared with the other ranks."""
+    def synchronise_gradients(self, now: bool, module: nn.Module | None = None) -> None:
+        """Said before a forward whose gradients differ from the previous one's in being shared with the other ranks.
+
+        Args:
+            module: of several that were wrapped; None: all of them.
+        """
 
     def without_sync(self) -> AbstractContextManager[None]:
         """Inside, gradients stay on their rank."""

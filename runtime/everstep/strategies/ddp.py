@@ -61,9 +61,10 @@ class DDPStrategy(ParallelStrategy):
 
         return synchronised
 
-    def synchronise_gradients(self, now: bool) -> None:
+    def synchronise_gradients(self, now: bool, module: nn.Module | None = None) -> None:
         for ddp in self._wrapped:
-            ddp.require_backward_grad_sync = now
+            if module is None or ddp.module.module is module:
+                ddp.require_backward_grad_sync = now
 
     @contextlib.contextmanager
     def without_sync(self) -> Iterator[None]:

@@ -163,9 +163,10 @@ class FSDPStrategy(ParallelStrategy):
     def wrap_evaluation(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         return self.wrap(module, step)
 
-    def synchronise_gradients(self, now: bool) -> None:
+    def synchronise_gradients(self, now: bool, module: nn.Module | None = None) -> None:
         for root in self._roots:
-            if hasattr(root, "set_requires_gradient_sync"):  # not where there is tensor parallelism alone
+            wanted = module is None or root.module is module
+            if wanted and hasattr(root, "set_requires_gradient_sync"):  # not where there is tensor parallelism alone
                 root.set_requires_gradient_sync(now)
 
     def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:

@@ -71,7 +71,7 @@ def _trainer_call(call: _Call) -> dict[str, Any]:
     trainer = call.trainer
     trainer.take_place(process_run())
     outcome: dict[str, Any] = {"result": getattr(trainer, call.verb)(*call.args, **call.kwargs)}
-    weights = trainer.strategy.gather(dict(trainer.lightning_module.state_dict()))  # a collective
+    weights = trainer.strategy.gather(trainer.strategy.model_state(trainer.lightning_module))  # a collective
     if trainer.is_global_zero:
         numbers = ("global_step", "batches_that_stepped", "current_epoch", "should_stop", "num_training_batches")
         metrics = ("callback_metrics", "logged_metrics", "progress_bar_metrics")

@@ -51,6 +51,8 @@ class Fit:
         self.seen = 0  # samples of all ranks in this fit, since this process began
         self.stream_state: Any = None
         self.saved_step = -1
+        self.validated_step = -1
+        self._scored: Any = None  # the metric's value at the latest save
         self.last_batch = False
         self.cut: tuple[int, int] | None = None  # epoch and position at which the fit ended inside of an epoch
         self._source: Source | None = None
@@ -189,7 +191,8 @@ class Fit:
         if run.seat is not None:
             run.enter(step + 1, self._save_and_tell)
             self._note()
-        if run.due(step, self.saved_step):
+        scored = run.metric and self.validated_step == step != self.saved_step
+        if run.due(step, self.saved_step) or scored:
             self._save(False)
             self._note(force=True)
 
@@ -207,7 +210,23 @@ class Fit:
         self.saved_step = step
         self.strategy.align_buffers(self.module)
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
-        self.run_.save(step, self.state(), rank, wait)
+        self.run_.save(step, self.state(), rank, wait, self._score())
+
+    def _score(self) -> float | None:
+        """The value by which the run's best checkpoints are kept, if it was logged since the save before."""
+        metric, known = self.run_.metric, self.logs.callback_metrics
+        value = known.get(metric)
+        if metric and value is None and self.validated_step >= 0 and self.trainer.is_global_zero:
+            warnings.warn(
+                f"spec.checkpoint.keepBest.metric is {metric!r}, which was not logged. Logged so far: "
+                f"{', '.join(sorted(known)) or 'nothing'}",
+                stacklevel=2,
+            )
+        before, self._scored = self._scored, value
+        if value is None or value is before:
+            return None
+        score = float(value)
+        return score if math.isfinite(score) else None
 
     @property
     def place(self) -> tuple[int, int]:
@@ -221,6 +240,7 @@ class Fit:
     def _load(self, restored: Restored) -> None:
         load(self.trainer, self, restored.shared["checkpoint"])
         self.saved_step = self.trainer.global_step - self.first_step
+        self._scored = self.logs.callback_metrics.get(self.run_.metric)
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank.get("means", {}))  # none at the end of a completed fit
             self.stream_state = restored.rank.get("stream")
@@ -390,6 +410,7 @@ class Fit:
         self.strategy.align_buffers(self.module)
         self.run_.stage(Stage.EVALUATING)
         self.validation.run()
+        self.validated_step = self.trainer.global_step - self.first_step
         self.run_.stage(Stage.TRAINING)
         self.logs.mode = True
 

@@ -18,6 +18,7 @@ from everstep.board import Board, Seat
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, Stopped
 from everstep.strategies import Strategy
+from everstep_protocol.checkpoints import Retention
 from everstep_protocol.codec import encode
 from everstep_protocol.messages import CheckpointInfo, Progress, Stage
 
@@ -50,6 +51,8 @@ class Checkpoints(Protocol):
     @property
     def every_steps(self) -> int | None: ...
     @property
+    def retention(self) -> Retention: ...
+    @property
     def last_checkpoint(self) -> CheckpointInfo | None: ...
     @property
     def resumed_from(self) -> CheckpointInfo | None: ...
@@ -61,8 +64,9 @@ class Checkpoints(Protocol):
     def open(self, needs: Callable[[Any], Iterable[str]] = ...) -> Restored | None: ...
     def load(self, name: str) -> Restored: ...
     def save(
-        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False
-    ) -> str: ...
+        self, call: int, step: int, shared: Any, rank: Any, *, keep_forever: bool = False, wait: bool = False,
+        score: float | None = None,
+    ) -> str: ...  # fmt: skip
     def wait(self) -> None: ...
     def close(self) -> None: ...
 
@@ -247,18 +251,24 @@ class Run:
     @property
     def listens(self) -> bool:
         """Is there anything to do between two steps?"""
-        return self.seat is not None or (self._checkpoints is not None and self._checkpoints.every_steps is not None)
+        kept = self._checkpoints
+        return self.seat is not None or (kept is not None and (kept.every_steps is not None or bool(self.metric)))
 
     @property
     def keeps_checkpoints(self) -> bool:
         return self._checkpoints is not None
 
-    def save(self, step: int, shared: Tree, rank: Tree, wait: bool) -> None:
-        """In the middle of a fit, after `step` finished steps of it."""
+    @property
+    def metric(self) -> str:
+        """The logged value by which the best checkpoints are kept; "": there is none."""
+        return self._checkpoints.retention.metric if self._checkpoints is not None else ""
+
+    def save(self, step: int, shared: Tree, rank: Tree, wait: bool, score: float | None = None) -> None:
+        """In the middle of a fit, after `step` finished steps of it. `score`: of `metric`, if it is of this state."""
         if self._checkpoints is not None:
             shared = {"calls": self.calls, "within": "fit", **shared}
             rank = {"rng": rng.get_state(), **rank}
-            self._checkpoints.save(len(self.calls), self.steps_before + step, shared, rank, wait=wait)
+            self._checkpoints.save(len(self.calls), self.steps_before + step, shared, rank, wait=wait, score=score)
 
     def set_rng(self, restored: Restored) -> None:
         """The last act of a restore: random states as they were at the save."""

@@ -12,6 +12,7 @@ from everstep.code_version import code_version
 from everstep.errors import ConfigurationError
 from everstep.hparams import dump_hparams
 from everstep.module import LightningModule
+from everstep.strategies import Strategy
 
 if TYPE_CHECKING:
     from everstep.trainer.fit import Fit
@@ -144,20 +145,18 @@ def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
 def load_model(trainer: "Trainer", module: LightningModule, checkpoint: Tree) -> None:
     """The weights alone, for an evaluation of them."""
     module.on_load_checkpoint(checkpoint)
-    load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy.load_model_state)
+    load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy)
 
 
-def load_weights(
-    module: LightningModule, state: Tree, strict: bool = True, put: Callable[..., None] | None = None
-) -> None:
+def load_weights(module: LightningModule, state: Tree, strict: bool = True, strategy: Strategy | None = None) -> None:
     """
     Args:
-        put: (module, state, strict): the strategy's way; default: the module's own.
+        strategy: that has set the module up.
 
     Raises:
         ConfigurationError: the checkpoint is of another model; names what is missing, unexpected or of another shape.
     """
-    own = module.state_dict()
+    own = module.state_dict() if strategy is None else strategy.model_state(module)
     wrong = {
         "missing in the checkpoint": [name for name in own if name not in state] if strict else [],
         "unknown to the model": [name for name in state if name not in own] if strict else [],
@@ -174,10 +173,10 @@ def load_weights(
             "changed? Take the change back, load what fits with strict=False (or strict_loading = False in the "
             "module), or begin anew"
         )
-    if put is None:
+    if strategy is None:
         module.load_state_dict(state, strict=strict)
     else:
-        put(module, state, strict)
+        strategy.load_model_state(module, state, strict)
 
 
 def _some(names: list[str], most: int = 6) -> str:

@@ -26,7 +26,8 @@ def trained(
     """What fit, test and predict came to."""
     L.seed_everything(5)
     module, size = model(), GLOBAL_BATCH // data_ranks
-    runner = trainer(tmp_path, strategy=strategy, devices=devices, accelerator="cpu", gradient_clip_val=0.5, **more)
+    more = {"gradient_clip_val": 0.5, **more}
+    runner = trainer(tmp_path, strategy=strategy, devices=devices, accelerator="cpu", **more)
     runner.fit(module, loader(size, shuffle=True), loader(size))
     metrics = {name: float(value) for name, value in runner.callback_metrics.items() if "_step" not in name}
     (result,) = runner.test(module, loader(size), verbose=False)
