@@ -144,7 +144,10 @@ async def run(settings: Settings) -> None:
     tokens = Tokens.read(settings.token_key_file)
     if settings.namespaces:
         where = ", ".join(settings.namespaces)
-        log.info("acting in %s only; without Nodes to read, a lost node is known by what its pods and coordinators say of it", where)
+        log.info(
+            "acting in %s only; without Nodes to read, a lost node is known by its pods and coordinators",
+            where,
+        )
     connection = await configuration(settings.kubeconfig)
     metrics = Metrics()
     async with AsyncExitStack() as stack:

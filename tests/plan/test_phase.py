@@ -5,7 +5,7 @@ import pytest
 
 from everstep_operator.api.trainingrun import Nodes, Phase, Status
 from everstep_operator.plan.phase import GRAPH, next_phase
-from everstep_protocol.messages import RunState
+from everstep_protocol.messages import Member, RunState, Workers
 from tests.plan.builders import all_pods, dead, plan, pod, progress, report, run, running, then
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "phases.md"
@@ -71,6 +71,16 @@ def test_a_new_coordinator_that_has_not_heard_from_all_does_not_change_running(s
     for generation in (0, 1):
         assert plan(running(), all_pods(), report(state, generation)).status.phase == "Running"
     assert plan(running(), all_pods(), report(state, 2)).status.phase == "Restarting"
+
+
+@pytest.mark.parametrize(
+    ("heard", "seconds_up", "phase"), [(1, 9.9, "Running"), (0, 99.0, "Running"), (1, 10.0, "Restarting")]
+)
+def test_a_coordinator_that_knows_who_is_there_and_waits_is_believed(heard: int, seconds_up: float, phase: str) -> None:
+    """Also where enough nodes are left to go on: they wait for the successor of the one that had to leave."""
+    members = (Member(0, "agent", "run-0-1", "", Workers.NONE, 1, (), 0.1),) * heard
+    said = report(RunState.WAITING, members=members, seconds_up=seconds_up)
+    assert plan(running(min=1), all_pods(), said).status.phase == phase
 
 
 def test_running_ends_when_fewer_than_min_nodes_run() -> None:

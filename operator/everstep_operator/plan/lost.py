@@ -10,9 +10,9 @@ from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import ExcludedNode, Phase, Status, TrainingRun
 from everstep_operator.plan.model import DeletePod, Observed, Pod
+from everstep_operator.plan.observe import knows_who_is_there
 from everstep_operator.plan.pods import workers
 from everstep_protocol import labels
-from everstep_protocol.messages import LOST_SECONDS
 from everstep_protocol.reasons import Reason
 
 #: A launcher that the coordinator has lost has nothing to save: its generation is over.
@@ -64,7 +64,7 @@ def _why(run: TrainingRun, status: Status, observed: Observed, pod: Pod, now: da
     if limit is None or now < limit or _is_vouched_for(observed, pod):
         return None
     rests = run.status.phase is not None and (run.status.phase.over or run.status.phase is Phase.SUSPENDED)
-    if not _knows_who_is_there(observed) and pod.role == labels.WORKER and not rests:
+    if not knows_who_is_there(observed.report) and pod.role == labels.WORKER and not rests:
         return None  # the coordinator that comes back, or is created, will tell whether this launcher lives
     if pod.machine_lost_since is not None:
         return f"node {pod.machine} has not been Ready since {pod.machine_lost_since:%H:%M:%S} UTC"
@@ -82,13 +82,7 @@ def _is_unheard(observed: Observed, pod: Pod) -> bool:
     """Of a node that was lost already. Such pods are older than its exclusion: no new one is placed there."""
     if pod.role == labels.COORDINATOR:
         return observed.report is None and not pod.finished
-    return _knows_who_is_there(observed) and pod.phase == "Running" and not _is_vouched_for(observed, pod)
-
-
-def _knows_who_is_there(observed: Observed) -> bool:
-    """A coordinator answers, and each launcher that lives has had the time to find it."""
-    report = observed.report
-    return report is not None and (report.seconds_up is None or report.seconds_up >= LOST_SECONDS)
+    return knows_who_is_there(observed.report) and pod.phase == "Running" and not _is_vouched_for(observed, pod)
 
 
 def _is_vouched_for(observed: Observed, pod: Pod) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_operator.plan.model import Observed, Pod
-from everstep_protocol.messages import Report
+from everstep_protocol.messages import LOST_SECONDS, Report
 
 
 def observe(run: TrainingRun, pods: Iterable[Pod], report: Report | None) -> Observed:
@@ -13,3 +13,8 @@ def observe(run: TrainingRun, pods: Iterable[Pod], report: Report | None) -> Obs
     foreign = report is not None and report.intent is not None and report.intent.run_uid not in ("", uid)
     ours = sorted((p for p in pods if p.run_uid == uid), key=lambda p: (p.role, p.node or 0, p.attempt))
     return Observed(pods=tuple(ours), report=None if foreign else report)
+
+
+def knows_who_is_there(report: Report | None) -> bool:
+    """A coordinator answers, and each launcher that lives has had the time to find it."""
+    return report is not None and (report.seconds_up is None or report.seconds_up >= LOST_SECONDS)

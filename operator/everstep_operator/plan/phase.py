@@ -1,6 +1,7 @@
 """The phases of a run and the graph along which they move. docs/phases.md draws it; a test compares the two."""
 
 from everstep_operator.api.trainingrun import Phase, Status
+from everstep_operator.plan.observe import knows_who_is_there
 from everstep_protocol.messages import Report, RunState
 
 P = Phase
@@ -45,9 +46,9 @@ def next_phase(
     if phase is P.RUNNING:
         # A coordinator that is away stops nobody: training goes on while the pods run. Nor does a new one that waits
         # to hear from the launchers of a generation that was there before it.
-        away = report is None or (
-            state in (RunState.WAITING, RunState.STARTING) and report.generation <= seen_generation
-        )
+        waits = state in (RunState.WAITING, RunState.STARTING)
+        new = report is not None and not (report.members and knows_who_is_there(report))
+        away = report is None or (waits and report.generation <= seen_generation and new)
         trains = (away or state in (RunState.RUNNING, RunState.STOPPING)) and not failed_now
         return P.RUNNING if trains and ready >= min_nodes else P.RESTARTING
     if phase is P.RESTARTING and state is RunState.RUNNING and ready >= min_nodes and not failed_now:

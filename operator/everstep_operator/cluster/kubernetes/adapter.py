@@ -289,9 +289,8 @@ class KubernetesCluster:
 
     def _with_machine(self, item: Seen) -> Pod:
         pod = item.pod
-        if not pod.machine or not all(informer.synced.is_set() for informer in self._machine_informers):
-            return pod
-        if not self._machine_informers:
+        informers = self._machine_informers
+        if not (pod.machine and informers and all(informer.synced.is_set() for informer in informers)):
             return pod
         found = self._machines.get(pod.machine)
         if found is None:
