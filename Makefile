@@ -64,12 +64,14 @@ cluster-test: cluster-up  ## the tests on a real Kubernetes: that of KUBECONFIG,
 cluster-down:  ## remove what cluster-up made
 	@$(PYTHON) tests/cluster/provision.py down
 
-bench: $(STAMP)  ## measure: cost per step, recovery, memory (tables of ratios to a peer in the same run)
+bench: export PYTHONSAFEPATH :=  # a benchmark imports its neighbours
+bench: $(STAMP)  ## measure, with bars: cost per step, scaling, saving, memory, recovery (ratios to a peer in the same run)
 	$(BIN)/python benchmarks/step_overhead.py
 	$(BIN)/python benchmarks/peers.py
-	$(BIN)/python benchmarks/recovery.py
+	$(BIN)/python benchmarks/scaling.py
 	$(BIN)/python benchmarks/checkpoint_save.py
 	$(BIN)/python benchmarks/footprint.py
+	$(BIN)/python benchmarks/recovery.py
 
 clean:  ## remove .venv, caches, build/ and the state of local runs
 	rm -rf $(VENV) build dist .everstep .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

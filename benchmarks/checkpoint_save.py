@@ -1,14 +1,15 @@
-"""What saving 500 MB costs a training: the time that its loop loses, and memory at the peak.
+"""What saving 500 MB costs a training: the time that its loop loses, CPU time, and memory at the peak.
 
-    python benchmarks/checkpoint_save.py [--mb 500] [--rounds 7] [--folder build]
+    python benchmarks/checkpoint_save.py [--mb 500] [--rounds 5] [--folder build]
 
 Time: a loop of small steps on one thread, with a save in the middle, in this one process; the ways take turns, and the
-figures are medians over the rounds. "waits" is how long the step that saves takes longer than a step, "lost" how much
-longer the whole loop takes than one without a save: the writing in the background costs it something as well.
-Memory: each way in a process of its own, how far the peak of resident memory (VmHWM) rises over what was there before
-the save, as a multiple of the state.
+figures are medians over the rounds. "waits" is how long the call that saves takes; "lost" is how much longer the whole
+loop takes than one without a save, since the writing in the background costs it something as well; "CPU" is what all
+threads use for a save until it is on the disk. Memory: each way in a process of its own, how far the peak of resident
+memory (VmHWM) rises over what was there before the save.
 
 torch.save        the peer: torch.save(state, path), and fsync, as a checkpoint that is to survive has to be
+Lightning         its TorchCheckpointIO, where it is installed; without fsync
 ckpt, async       a .ckpt file as ModelCheckpoint writes it
 ckpt, sync        Trainer.save_checkpoint: the file is there when it returns
 run's checkpoint  what a TrainingRun recovers from
@@ -22,11 +23,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
+from bars import verdict
 
+import everstep.vision
 from everstep.checkpoint import ckpt
 from everstep.checkpoint.checkpointer import Checkpointer
 from everstep.checkpoint.ckpt_writer import CkptWriter
@@ -35,9 +40,17 @@ from everstep.checkpoint.storage import open_storage
 #: Makes one save; returns what waits until it is durable.
 Save = Callable[[dict[str, torch.Tensor]], Callable[[], None]]
 STEPS = 400
-BARS = {"ckpt, async": 0.30, "run's checkpoint": 0.30}
-MOST_MEMORY = {"ckpt, async": 1.1, "run's checkpoint": 1.1}
-MOST_SYNC_MB = 64
+MOST_LOST = 0.30  # of what torch.save costs the loop
+MOST_PEAK_ASYNC, MOST_PEAK_SYNC_MB = 1.1, 64  # of the state; of any
+ASYNC = ("ckpt, async", "run's checkpoint")
+
+
+class Cost(NamedTuple):
+    """Seconds."""
+
+    waits: float
+    lost: float
+    cpu: float
 
 
 def state_of(megabytes: int) -> dict[str, torch.Tensor]:
@@ -72,15 +85,27 @@ def ways(folder: Path) -> Iterator[dict[str, Save]]:
         run.save(0, count, {"state_dict": state}, {})
         return run.wait
 
-    yield {"torch.save": by_torch, "ckpt, async": in_background, "ckpt, sync": at_once, "run's checkpoint": of_the_run}
+    found: dict[str, Save] = {"torch.save": by_torch}
+    if find_spec("lightning"):
+        everstep.vision.watch()  # torchmetrics, which it imports, meets a torchvision of another build of torch
+        from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+        plugin = TorchCheckpointIO()
+
+        def by_lightning(state: dict[str, torch.Tensor]) -> Callable[[], None]:
+            plugin.save_checkpoint({"state_dict": state}, folder / "lightning.ckpt")
+            return lambda: None
+
+        found["Lightning"] = by_lightning
+    yield {**found, "ckpt, async": in_background, "ckpt, sync": at_once, "run's checkpoint": of_the_run}
     run.close()
 
 
-def loop(save: Save | None, state: dict[str, torch.Tensor]) -> tuple[float, float]:
-    """Seconds of the loop, and of the call that saves."""
+def loop(save: Save | None, state: dict[str, torch.Tensor]) -> tuple[float, float, float]:
+    """Seconds of the loop and of the call that saves, and of CPU until the save is durable."""
     x, weight = torch.randn(256, 256), torch.randn(256, 256)
     waited, wait = 0.0, None
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     for step in range(STEPS):
         for _ in range(6):
             x = torch.tanh(x @ weight)
@@ -91,20 +116,20 @@ def loop(save: Save | None, state: dict[str, torch.Tensor]) -> tuple[float, floa
     seconds = time.perf_counter() - began
     if wait is not None:
         wait()
-    return seconds, waited
+    return seconds, waited, time.process_time() - used
 
 
-def times(state: dict[str, torch.Tensor], folder: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """Seconds (waits, lost) of each way."""
-    measured: dict[str, list[tuple[float, float]]] = {}
+def costs(state: dict[str, torch.Tensor], folder: Path, rounds: int) -> dict[str, Cost]:
+    measured: dict[str, list[Cost]] = {}
     with ways(folder) as all_ways:
         for number in range(rounds + 1):
             for name, save in all_ways.items():
-                plain, _ = loop(None, state)
-                seconds, waited = loop(save, state)
+                plain, _, plain_cpu = loop(None, state)
+                seconds, waited, cpu = loop(save, state)
                 if number:  # the first round makes buffers and files
-                    measured.setdefault(name, []).append((waited, seconds - plain))
-    return {name: (median(w for w, _ in found), median(lost for _, lost in found)) for name, found in measured.items()}
+                    measured.setdefault(name, []).append(Cost(waited, seconds - plain, cpu - plain_cpu))
+                print(f"round {number} of {rounds}: {name}", file=sys.stderr)
+    return {name: Cost(*map(median, zip(*found, strict=True))) for name, found in measured.items()}
 
 
 def peak(name: str, megabytes: int, folder: Path) -> float:
@@ -127,7 +152,7 @@ def _resident(field: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mb", type=int, default=500)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, help="on the disk to be measured (default: where temporary files go)")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -137,19 +162,26 @@ def main() -> None:
         if args.peak:
             print(peak(args.peak, args.mb, folder))
             return
-        found = times(state_of(args.mb), folder, args.rounds)
-    peer_waits, peer_lost = found["torch.save"]
+        found = costs(state_of(args.mb), folder, args.rounds)
+    peer = found["torch.save"]
     print(f"{args.mb} MB, medians of {args.rounds} rounds; ratios to torch.save in the same rounds")
-    print(f"{'':18} {'waits, s':>9} {'ratio':>6} {'lost, s':>9} {'ratio':>6} {'peak, MB':>9} {'of state':>9}")
-    for name, (waits, lost) in found.items():
+    print(f"{'':18} {'waits, s':>9} {'ratio':>6} {'lost, s':>9} {'ratio':>6} {'CPU, s':>7} {'peak, MB':>9}")
+    for name, cost in found.items():
         words = [sys.executable, __file__, "--mb", str(args.mb), "--peak", name]
         words += ["--folder", str(args.folder)] if args.folder else []
         extra = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-        bars = [f"waits at most {BARS[name]:.2f}"] if name in BARS else []
-        bars += [f"peak at most {MOST_MEMORY[name]}"] if name in MOST_MEMORY else []
-        bars += [f"peak at most {MOST_SYNC_MB} MB"] if name == "ckpt, sync" else []
-        print(f"{name:18} {waits:9.3f} {waits / peer_waits:6.2f} {lost:9.3f} {lost / peer_lost:6.2f} {extra:9.1f} "
-              f"{extra / args.mb:9.2f}  {'; '.join(bars)}")  # fmt: skip
+        ratio = cost.lost / peer.lost
+        bars = []
+        if name in ASYNC:
+            bars = [f"lost: {verdict(ratio, most=MOST_LOST, unit='x')}"]
+            bars += [f"peak: {verdict(extra / args.mb, most=MOST_PEAK_ASYNC, unit=' of the state')}"]
+        elif name == "ckpt, sync":
+            bars = [f"peak: {verdict(extra, most=MOST_PEAK_SYNC_MB, unit=' MB')}"]
+        print(
+            f"{name:18} {cost.waits:9.3f} {cost.waits / peer.waits:6.2f} {cost.lost:9.3f} {ratio:6.2f} "
+            f"{cost.cpu:7.2f} {extra:9.1f}  {'; '.join(bars)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

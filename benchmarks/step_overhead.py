@@ -23,6 +23,7 @@ from statistics import quantiles
 from typing import Any
 
 import torch
+from bars import verdict
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
@@ -206,9 +207,12 @@ def main() -> None:
     for name, loop in loops.items():
         calls = python_calls(loop, 200)
         system = system_calls(name, 200)
+        ratio = quartile[name] / quartile["plain"]
         print(
-            f"{name:10} {quartile[name]:19.1f} {quartile[name] / quartile['plain']:6.3f}x {calls:13.1f} "
-            f"{'no strace' if system is None else f'{system:.2f}':>13}"
+            f"{name:10} {quartile[name]:19.1f} {ratio:6.3f}x {calls:13.1f} "
+            f"{'no strace' if system is None else f'{system:.2f}':>13}  "
+            f"{verdict(ratio, most=1.05, unit='x') if name == 'everstep' else ''}",
+            flush=True,
         )
 
 

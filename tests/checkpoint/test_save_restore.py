@@ -1,6 +1,8 @@
 """Save, restore, go on: in a folder and in a real S3 server, one rank and several."""
 
 import json
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from everstep.checkpoint.checkpointer import Checkpointer
+from everstep.checkpoint.ckpt_writer import CkptWriter
 from everstep.checkpoint.storage import Body
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, StorageError
@@ -241,6 +244,38 @@ def test_c05_saving_does_not_wait_for_the_storage_and_uses_no_collective(folder:
     checkpointer.wait()
     assert folder.listing("markers/") == ["markers/000001-000-0000000001.json"]
     checkpointer.close()
+
+
+class Priorities:
+    """A storage that notes the nice value of the thread that puts."""
+
+    def __init__(self, place: Place) -> None:
+        self._storage = place.storage()
+        self.uri = self._storage.uri
+        self.list, self.get, self.delete = self._storage.list, self._storage.get, self._storage.delete
+        self.seen: dict[str, int] = {}
+
+    def put(self, key: str, body: Body, *, create_only: bool = False) -> None:
+        self.seen[key.split("/")[0]] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+        self._storage.put(key, body, create_only=create_only)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere priorities belong to whole processes")
+def test_writing_gives_way_to_training(folder: Place) -> None:
+    mine = os.getpriority(os.PRIO_PROCESS, 0)
+    storage = Priorities(folder)
+    checkpointer = Checkpointer(storage, run=RUN)
+    checkpointer.open()
+    checkpointer.save(0, 1, state(1), None, wait=True)
+    checkpointer.close()
+    assert storage.seen["data"] == storage.seen["markers"] == min(19, mine + 10)
+
+    nice: list[int] = []
+    writer = CkptWriter()
+    writer.later(lambda: nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id())))
+    writer.wait()
+    assert nice == [min(19, mine + 10)]
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine, "training keeps its own"
 
 
 def test_a_checkpoint_exists_only_when_every_rank_has_written(folder: Place) -> None:

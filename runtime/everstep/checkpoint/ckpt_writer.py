@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from everstep.checkpoint import ckpt
+from everstep.checkpoint.background import give_way
 from everstep.errors import EverstepError, StorageError
 
 
@@ -76,6 +77,7 @@ class CkptWriter:
             raise StorageError(f"a checkpoint file could not be written: {error}") from error
 
     def _run(self) -> None:
+        give_way()
         while True:
             work = self._work.get()
             try:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from everstep.checkpoint import retention
+from everstep.checkpoint.background import give_way
 from everstep.checkpoint.format import Damaged, Index, Layout, Spec, pieces, to_json
 from everstep.checkpoint.grant import Coordinator, Refused
 from everstep.checkpoint.plan import Plan, difference, digest, make_plan, rank_file, reader, shard_file
@@ -227,6 +228,7 @@ class Saver:
     # The background thread.
 
     def _work(self) -> None:
+        give_way()
         while (work := self._queue.get()) is not None:
             work()
 

@@ -15,7 +15,8 @@ from everstep.strategies.sync_batchnorm import synchronise_batchnorm
 
 class DDPStrategy(ParallelStrategy):
     """Args:
-    bucket_cap_mb: gradients are averaged in buckets of at most this size, as soon as a bucket is complete.
+    bucket_cap_mb: gradients are averaged in buckets of at most this size, as soon as a bucket is complete. Default:
+        25, and 1 for the first one, so that averaging begins while the backward still runs.
     find_unused_parameters: for models of which a step does not use every parameter; costs a walk of the graph.
     static_graph, gradient_as_bucket_view, and `more`: as in ParallelStrategy and torch's DistributedDataParallel.
     """
@@ -24,7 +25,7 @@ class DDPStrategy(ParallelStrategy):
 
     def __init__(
         self,
-        bucket_cap_mb: float = 25.0,
+        bucket_cap_mb: float | None = None,
         find_unused_parameters: bool = False,
         *,
         static_graph: bool = False,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # FSDP imports it in each rank; a fork has it already
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import everstep as L
 from everstep.errors import ConfigurationError
@@ -63,6 +64,42 @@ def test_s60_s08_ddp_is_one_process(tmp_path: Path, alone: dict[str, Any], ranks
     found = trained(tmp_path, ranks, "ddp_notebook", ranks)
     close(found, alone)  # of the same module, only the Trainer's arguments differ
     assert found["next"] == alone["next"], "random states come back to the caller as well"
+
+
+class ThreeMegabytes(Blocks):
+    """Logs in how many buckets the gradients of a step are averaged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = torch.nn.Sequential(torch.nn.Linear(600, 600), torch.nn.Linear(600, 600))
+        self.buckets = 0
+
+    def on_train_start(self) -> None:
+        def counted(state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self.buckets += 1
+            return allreduce_hook(state, bucket)  # type: ignore[arg-type]
+
+        (ddp,) = self.trainer.strategy._wrapped
+        ddp.register_comm_hook(None, counted)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.buckets = 0
+        return super().training_step(batch, batch_idx) + 0.0 * self.wide(torch.ones(600)).sum()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.log("buckets", float(self.buckets))
+
+
+def test_s60_ddp_averages_while_the_backward_runs(tmp_path: Path) -> None:
+    """The first bucket is a small one, as in torch, unless it is told otherwise: 25 MB would be the whole model."""
+
+    def buckets(strategy: DDPStrategy) -> float:
+        runner = trainer(tmp_path, strategy=strategy, devices=2, accelerator="cpu", max_steps=2)
+        runner.fit(ThreeMegabytes(), loader(3), loader(3))
+        return float(runner.callback_metrics["buckets"])
+
+    assert buckets(DDPStrategy(start_method="fork")) > 1
+    assert buckets(DDPStrategy(25.0, start_method="fork")) == 1
 
 
 def test_s74_c07_every_sample_counts_once(tmp_path: Path, alone: dict[str, Any]) -> None:
