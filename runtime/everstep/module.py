@@ -61,6 +61,11 @@ class LightningModule(Hyperparameters, nn.Module):
     def trainer(self, trainer: "Trainer | None") -> None:
         object.__setattr__(self, "_trainer", trainer)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, and what is pickled, has no Trainer."""
+        state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
+        return {name: value for name, value in state.items() if name not in ("_trainer", "_toggled")}
+
     @property
     def current_epoch(self) -> int:
         """Epochs finished, which is the number of the present one, 0 ..; 0 without a Trainer."""
@@ -468,7 +473,8 @@ class LightningModule(Hyperparameters, nn.Module):
         """Before training_step. Returning -1 leaves out the rest of the epoch."""
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """`outputs`: what training_step returned."""
+        """`outputs`: {"loss": without its graph, divided by accumulate_grad_batches}, with what else was in
+        training_step's dict; {} for None."""
 
     def on_before_zero_grad(self, optimizer: "Optimizer") -> None:
         """Before gradients are dropped, at the first batch of a window."""

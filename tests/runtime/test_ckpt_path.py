@@ -151,7 +151,7 @@ def test_s50_ckpt_path_that_leads_nowhere(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match='"best", but no ModelCheckpoint of this Trainer has saved any'):
         trainer(tmp_path).validate(Validated(), loader(), ckpt_path="best")
     with pytest.raises(ConfigurationError, match=r'"latest", but there is no .ckpt file in any folder'):
-        trainer(tmp_path).fit(Validated(), loader(), loader(), ckpt_path="latest")
+        trainer(tmp_path).validate(Validated(), loader(), ckpt_path="latest")
     with pytest.raises(ConfigurationError, match="weights_only=False would unpickle"):
         runner.fit(Validated(), loader(), loader(), weights_only=False)
 

@@ -41,17 +41,17 @@ def bare(folder: Path, *callbacks: L.Callback) -> L.Trainer:
 
 
 class EachStep(L.Callback):
-    """Calls `begin` after the first step, and `end` after so many more."""
+    """Calls `begin` before the second step, and `end` after so many. Nothing is prepared for this hook."""
 
     steps = 8
 
     def __init__(self, begin: Callable[[], None], end: Callable[[], None]) -> None:
         self.begin, self.end = begin, end
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx == 0:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
             self.begin()
-        elif batch_idx == self.steps:
+        elif batch_idx == self.steps + 1:
             self.end()
 
 
@@ -63,10 +63,10 @@ def test_c11_c10_a_step_carries_out_the_operations_of_a_plain_loop_and_no_others
     plain, watch = Net(), by_hand.of_the_steps()
     optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
     for index, batch in enumerate(loader(40)):
+        watch.on_train_batch_start(None, None, batch, index)
         plain.loss(batch).backward()
         optimizer.step()
         optimizer.zero_grad()
-        watch.on_train_batch_end(None, None, None, None, index)
     assert Counter(ours.names) == Counter(by_hand.names)
     assert Counter(ours.names)["aten.mse_loss.default"] == EachStep.steps
 

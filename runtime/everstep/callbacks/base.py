@@ -85,7 +85,8 @@ class Callback:
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """`outputs`: what training_step returned."""
+        """`outputs`: {"loss": without its graph, divided by accumulate_grad_batches}, with what else was in
+        training_step's dict; {} for None. Of several automatic optimizers a list of such."""
 
     def on_before_zero_grad(self, trainer: "Trainer", pl_module: "LightningModule", optimizer: "Optimizer") -> None:
         """Before gradients are dropped, at the first batch of a window."""

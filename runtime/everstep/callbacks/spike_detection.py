@@ -7,8 +7,6 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-
 from everstep.callbacks.base import Callback
 from everstep.errors import ConfigurationError, EverstepError
 
@@ -65,8 +63,8 @@ class SpikeDetection(Callback):
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        value = float(loss.detach()) if isinstance(loss, Tensor) else None
+        loss = outputs.get("loss") if isinstance(outputs, dict) else None  # of several optimizers there are several
+        value = float(loss) if loss is not None else None
         spike = value is not None and self._is_spike(value)
         if not trainer.strategy.all_true(not spike):
             self._refuse(trainer, value, batch_idx)

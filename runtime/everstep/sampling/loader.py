@@ -65,6 +65,9 @@ class Remade:
         generator = self._loader.generator
         assert generator is not None
         generator.manual_seed(self._keys.epoch_seed)
+        if self.user.generator is None:
+            # torch's loader draws one number here: a model that draws some finds the same ones as in a plain loop.
+            torch.empty((), dtype=torch.int64).random_()
         with _quiet():
             return iter(self._loader)
 
@@ -160,7 +163,7 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
             collate_fn=loader.collate_fn,
             # The same script runs with and without a GPU: there is nothing to warn about.
             pin_memory=loader.pin_memory and torch.accelerator.is_available(),
-            # Its own generator: making an iterator must not move the process's generators, or a resume would differ.
+            # Its own generator: what workers draw is the epoch's, wherever the process's generators stand.
             generator=torch.Generator(),
             **workers,
         )

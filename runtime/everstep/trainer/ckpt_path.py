@@ -2,6 +2,7 @@
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,9 @@ class Loaded:
     call: int = 0
 
 
-def load(trainer: "Trainer", ckpt_path: CkptPath) -> Loaded:
-    """Read it. Collective.
+def load(trainer: "Trainer", ckpt_path: CkptPath) -> Loaded | None:
+    """Read it. Collective. None: a fit was given "last" or "latest", as a script that will be started again gives it,
+    and there is nothing yet.
 
     Args:
         ckpt_path: a path or URL, of a file or of a run's checkpoint prefix; "best" and "last" of ModelCheckpoint;
@@ -44,6 +46,8 @@ def load(trainer: "Trainer", ckpt_path: CkptPath) -> Loaded:
         ConfigurationError: there is no such checkpoint; names those there are.
     """
     place = trainer.strategy.broadcast(_place(trainer, ckpt_path) if trainer.is_global_zero else "")
+    if not place:
+        return None
     trainer.ckpt_path = place
     prefix, _, name = place.partition("#")
     return _of_run(trainer, prefix, name) if name else _of_file(trainer, place)
@@ -97,7 +101,7 @@ def _place(trainer: "Trainer", ckpt_path: CkptPath) -> str:
             )
         return best
     if ckpt_path == "last":
-        return _last(keeping)
+        return _last(keeping, trainer)
     if ckpt_path == "latest":
         return _latest(keeping, trainer)
     if ckpt_path in ("hpc", "registry"):
@@ -125,7 +129,7 @@ def newest_of_prefix(place: str, step: int | None = None) -> str:
     return f"{uri}#{wanted[0].name}"
 
 
-def _last(keeping: list[ModelCheckpoint]) -> str:
+def _last(keeping: list[ModelCheckpoint], trainer: "Trainer") -> str:
     named = [callback.last_model_path for callback in keeping if callback.last_model_path]
     there = [p for p in named if ckpt.exists(p)] or [
         path
@@ -133,10 +137,13 @@ def _last(keeping: list[ModelCheckpoint]) -> str:
         if re.match(rf"{re.escape(ModelCheckpoint.CHECKPOINT_NAME_LAST)}(-v?\d+)?\.ckpt$", path.rpartition("/")[2])
     ]
     if not there:
-        raise ConfigurationError(
+        message = (
             f'ckpt_path="last", but there is no last.ckpt in {_folders(keeping)}: use ModelCheckpoint(save_last=True) '
             '(with the same dirpath), or give "latest" for the newest of any name'
         )
+        if _files(keeping):
+            raise ConfigurationError(message)  # what there is was not meant to be trained anew
+        return _nothing_yet(trainer, message)
     return max(there, key=_step)
 
 
@@ -149,11 +156,21 @@ def _latest(keeping: list[ModelCheckpoint], trainer: "Trainer") -> str:
         if found and (not newest or found[0].step > _step(newest)):
             return f"{uri}#{found[0].name}"
     if not newest:
-        raise ConfigurationError(
-            f'ckpt_path="latest", but there is no .ckpt file in {_folders(keeping)}: give a path, or leave ckpt_path '
-            "out to begin anew"
+        return _nothing_yet(
+            trainer, f'ckpt_path="latest", but there is no .ckpt file in {_folders(keeping)}: give a path'
         )
     return newest
+
+
+def _nothing_yet(trainer: "Trainer", message: str) -> str:
+    """
+    Raises:
+        ConfigurationError: the call cannot begin without.
+    """
+    if trainer.state != "fit":
+        raise ConfigurationError(message)
+    warnings.warn(f"{message}. The fit begins anew", stacklevel=2)
+    return ""
 
 
 def _of_step(keeping: list[ModelCheckpoint], trainer: "Trainer", step: int) -> str:

@@ -105,8 +105,9 @@ class Evaluation:
                 for index, loader in enumerate(loaders):
                     self._loader(index, loader, most)
                 logs.suffix, logs.samples = "", 1
-                hooks.call(f"on_{stage}_epoch_end")
                 values = logs.reduce_epoch()
+                hooks.call(f"on_{stage}_epoch_end")
+                values.update(logs.reduce_epoch())  # what the hooks have logged
                 if not trainer.sanity_checking:
                     logs.send_epoch(values, max(trainer.batches_that_stepped - 1, 0), trainer.current_epoch)
                 hooks.call(f"on_{stage}_end")

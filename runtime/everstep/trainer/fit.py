@@ -14,7 +14,7 @@ from everstep.trainer.due import Due
 from everstep.trainer.evaluate import Evaluation
 from everstep.trainer.hooks import MONITORS, Hooks, overridden, positional
 from everstep.trainer.loaders import Loaders, combined
-from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
+from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual, for_listeners
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
 from everstep.trainer.state import dump, load
@@ -107,6 +107,7 @@ class Fit:
 
         rounds = self._batches(batches)
 
+        self.check_loss()
         logs.mode = False
         values = logs.reduce_epoch()
         hooks.call("on_train_epoch_end")
@@ -160,8 +161,10 @@ class Fit:
                     self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=False)
             if last:
                 self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
-            for listener in batch_end:
-                listener(outputs, batch, index)
+            if batch_end:
+                outputs = for_listeners(outputs, part)
+                for listener in batch_end:
+                    listener(outputs, batch, index)
             if closes and trainer.batches_that_stepped % log_every == 0:
                 self._look()
             index += 1
@@ -206,7 +209,7 @@ class Fit:
         step = self.trainer.global_step - self.first_step
         if not self.run_.keeps_checkpoints:
             return
-        self._check_loss()  # what is saved is what a failure falls back to
+        self.check_loss()  # what is saved is what a failure falls back to
         self.saved_step = step
         self.strategy.align_buffers(self.module)
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
@@ -343,10 +346,11 @@ class Fit:
         """A log step: values are fetched now, if anybody wants them."""
         self.logs.send_step(self.trainer.batches_that_stepped - 1, self.trainer.current_epoch)
         if self.trainer.has_loggers or self.run_.seat is not None:
-            self._check_loss()
+            self.check_loss()
 
-    def _check_loss(self) -> None:
-        """
+    def check_loss(self) -> None:
+        """Looks at a value on the device, so it is for moments at which others are fetched or saved too.
+
         Raises:
             NonFiniteLossError: this rank's latest loss is NaN or infinite.
         """

@@ -68,6 +68,8 @@ class Keeper:
             work()
         for weights_only, places in self._places.items():
             if places:
+                if self.inside and self.fit is not None:
+                    self.fit.check_loss()  # a file with NaN weights would take the place of a good one
                 checkpoint = self.dump(weights_only)
                 if self.trainer.is_global_zero:
                     self._writer.save(places, checkpoint)

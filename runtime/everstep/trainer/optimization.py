@@ -7,7 +7,7 @@ calls training_step; the optimizers that the module steps there are `LightningOp
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -131,10 +131,30 @@ class Automatic:
         self.loss = loss, scale
         for listener in self._before_backward:
             listener(loss)
-        self._backward(loss)
+        try:
+            self._backward(loss)
+        except RuntimeError:
+            self._check_differentiable(loss)
+            raise
         for listener in self._after_backward:
             listener()
         return outputs
+
+    def _check_differentiable(self, loss: Tensor) -> None:
+        """
+        Raises:
+            ConfigurationError: there is no differentiating this loss.
+        """
+        who = f"{type(self.module).__name__}.training_step returned a loss"
+        if loss.numel() != 1:
+            raise ConfigurationError(
+                f"{who} of shape {tuple(loss.shape)}: it has to be one number, such as its mean()"
+            ) from None
+        if not loss.requires_grad:
+            raise ConfigurationError(
+                f"{who} that no parameter has a part in: it was detached (item(), detach(), no_grad, a number made "
+                "anew), or every parameter is frozen. To leave a batch out return None"
+            ) from None
 
     def _ready(self, optimizer: Optimizer) -> None:
         """The window's gradients are complete."""
@@ -148,7 +168,7 @@ class Automatic:
             self._clip(optimizer)
 
     def _loss_of(self, outputs: Any) -> Tensor | None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             return loss
         who = type(self.module).__name__
@@ -166,7 +186,7 @@ class Automatic:
                     stacklevel=2,
                 )
             return None
-        if isinstance(outputs, dict):
+        if isinstance(outputs, Mapping):
             what = f'a dict without a tensor under "loss" (it has {sorted(map(str, outputs))})'
         else:
             what = f"a {type(outputs).__name__}"
@@ -217,7 +237,7 @@ class Manual:
 
     def run(self, batch: Any, index: int, opens: bool, closes: bool, scale: float) -> Any:
         outputs = self.step(batch, index)
-        if outputs is not None and not isinstance(outputs, dict | Tensor):
+        if outputs is not None and not isinstance(outputs, Mapping | Tensor):
             raise ConfigurationError(
                 f"training_step returned a {type(outputs).__name__}: with manual optimisation it returns nothing, a "
                 "tensor or a dict, for on_train_batch_end to see"
@@ -279,8 +299,30 @@ class LightningOptimizer:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._optimizer, name)
 
+    def __reduce__(self) -> Any:
+        """Copied or pickled, as a part of a module, it is the optimizer: what counts steps belongs to a Trainer."""
+        return _itself, (self._optimizer,)
+
     def __repr__(self) -> str:
         return repr(self._optimizer)
+
+
+def for_listeners(outputs: Any, part: float = 1.0) -> Any:
+    """What on_train_batch_end is given for what training_step returned: a dict, its loss without the graph.
+
+    Args:
+        outputs: of several optimizers: a list, as the result will be.
+        part: of the optimizer step: the loss is that part of it, as it was differentiated.
+    """
+    if isinstance(outputs, list):
+        return [for_listeners(each, part) for each in outputs]
+    if outputs is None:
+        return {}
+    found = dict(outputs) if isinstance(outputs, Mapping) else {"loss": outputs}
+    loss = found.get("loss")
+    if isinstance(loss, Tensor):
+        found["loss"] = loss.detach() if part == 1.0 else loss.detach() * part
+    return found
 
 
 def clipping(trainer: "Trainer", module: "LightningModule") -> Callable[[Optimizer], None] | None:
@@ -305,6 +347,10 @@ def only(chosen: list[Tensor], several: list[list[Tensor]]) -> Iterator[None]:
     finally:
         for parameter in others.values():
             parameter.requires_grad = True
+
+
+def _itself(optimizer: Optimizer) -> Optimizer:
+    return optimizer
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

@@ -492,7 +492,7 @@ class Trainer(Rank):
                 chosen = load_ckpt(self, ckpt_path)
                 if kind == "fit":
                     begun.restored = chosen
-                else:
+                elif chosen is not None:
                     load_model(self, model, chosen.shared["checkpoint"])
             tell_loggers(self, model, datamodule)
             if begun.record is not None and kind != "predict":
