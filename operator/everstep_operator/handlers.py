@@ -38,9 +38,9 @@ from everstep_protocol.backoff import Backoff, delay
 PLURAL = "trainingruns"
 #: Runs that are looked at at the same time.
 WORKERS = 32
-#: Above so many runs that want to be polled, each is less often than every POLL_SECONDS: a poll costs a millisecond of
-#: CPU. Events and what is due by the clock do not wait for it.
-POLLED_OFTEN = 1_000
+#: Above so many runs that want to be polled, each is less often than every POLL_SECONDS: a poll costs more than a
+#: millisecond of CPU. Events, and what is due by the clock, do not wait for it.
+POLLED_OFTEN = 500
 #: A cluster that does not answer is asked again soon; one that refuses, or a mistake of ours, is given time.
 _AWAY = Backoff(initial_seconds=0.5, factor=2.0, max_seconds=5.0)
 _REFUSED = Backoff(initial_seconds=1.0, factor=2.0, max_seconds=60.0)
