@@ -71,6 +71,19 @@ def test_pod_that_found_no_place_is_made_anew_when_a_node_may_be_used_again() ->
     assert plan(then(running(), before), placed, heard(0), 110 + 601).actions == ()
 
 
+def test_replacement_of_a_lost_node_is_not_taken_for_the_launcher_that_was_lost() -> None:
+    """Kubernetes and the coordinator notice the death of a node one after the other, in either order."""
+    pods = [pod(None), on("good", 0), on("bad", 1, machine_lost_since=at(100), created=at(0))]
+    replaced = then(running(), plan(running(), pods, heard(0), 110))
+    fresh = [pod(None), on("good", 0), on("other", 1, attempt=2, created=at(110))]
+    said = heard(0, failures=(failure(1, Reason.NODE_LOST),))
+    for seconds in (111, 118, 130):
+        after = plan(replaced, fresh, said, seconds)
+        assert deleted(after) == []
+        assert after.status.restarts.total == 1
+        replaced = then(replaced, after)
+
+
 def test_pod_that_never_ends_is_forgotten_once_it_is_overdue() -> None:
     """Of a dead node: deleted by somebody, and nobody confirms its end."""
     pods = [pod(None), on("good", 0), on("bad", 1, terminating=True, gone_by=at(50))]

@@ -13,6 +13,7 @@ from everstep_operator.plan.model import DeletePod, Observed, Pod
 from everstep_operator.plan.observe import knows_who_is_there
 from everstep_operator.plan.pods import workers
 from everstep_protocol import labels
+from everstep_protocol.messages import LOST_SECONDS
 from everstep_protocol.reasons import Reason
 
 #: A launcher that the coordinator has lost has nothing to save: its generation is over.
@@ -35,7 +36,7 @@ def look_for_losses(run: TrainingRun, status: Status, observed: Observed, now: d
     forgotten = {pod.name: why for pod in observed.pods if (why := _why(run, status, observed, pod, now)) is not None}
     kept = [pod for pod in observed.pods if pod.name not in forgotten]
     gone = [pod for pod in observed.pods if pod.name in forgotten]
-    silent = {pod.name for pod in kept if _is_silent(status, observed, pod)}
+    silent = {pod.name for pod in kept if _is_silent(status, observed, pod, now)}
     actions = [DeletePod(pod.name, pod.uid, 0.0) for pod in gone]
     actions += [DeletePod(pod.name, pod.uid, SILENT_GRACE_SECONDS) for pod in kept if pod.name in silent]
     waits = [limit for pod in kept if (limit := _limit(run, pod)) is not None and limit > now]
@@ -94,7 +95,7 @@ def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
     return any(member.pod == pod.name for member in members)
 
 
-def _is_silent(status: Status, observed: Observed, pod: Pod) -> bool:
+def _is_silent(status: Status, observed: Observed, pod: Pod, now: datetime) -> bool:
     """The last failure was the loss of this very launcher, and the coordinator has not heard of it since.
 
     Its node may be well and the launcher hang, so it is killed first, and waited for like any other pod that ends.
@@ -104,8 +105,11 @@ def _is_silent(status: Status, observed: Observed, pod: Pod) -> bool:
         return False
     last = report.failures[-1]
     lost = last.reason is Reason.NODE_LOST and last.node == pod.node and last.generation > 0
-    # Not its replacement: that one was created when the failure was counted, or later.
+    # Not its replacement: that one was created when the failure was counted, or later; or a little before, where the
+    # node was given up first. The one that was lost had spoken, and was then silent for so long.
     was_there = last.generation > status.restarts.generation or pod.attempt <= status.restarts.attempt
+    counted = next((attempt.time for attempt in status.attempts if attempt.generation == last.generation), now)
+    was_there &= pod.created is None or pod.created <= counted - timedelta(seconds=LOST_SECONDS)
     return lost and was_there and all(member.node != pod.node for member in report.members)
 
 

@@ -61,6 +61,7 @@ def seen(item: dict[str, Any]) -> Seen:
         waiting_reason=reason,
         gone_by=None if deleted is None else time(deleted),
         machine=spec.get("nodeName") or "",
+        created=time(metadata["creationTimestamp"]),
         kept_from=tuple(filter(None, (metadata.get("annotations") or {}).get(labels.KEPT_FROM, "").split(","))),
     )
     return Seen(
