@@ -93,9 +93,10 @@ def test_s51_a_monitored_metric_that_is_not_logged_is_named(tmp_path: Path) -> N
 
 def test_s51_it_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stopper = EarlyStopping("score", patience=1, verbose=True)
-    trainer(tmp_path, max_epochs=3, callbacks=stopper).fit(Scored([1, 2, 3]), loader(), loader())
+    trainer(tmp_path, max_epochs=4, callbacks=stopper).fit(Scored([2, 1, 3, 4]), loader(), loader())
     assert capsys.readouterr().out.splitlines() == [
-        "EarlyStopping: score has improved from inf to 1",
+        "EarlyStopping: score has improved to 2",
+        "EarlyStopping: score has improved to 1, from 2",
         "EarlyStopping: score has not improved in 1 checks; best was 1",
     ]
 

@@ -93,7 +93,7 @@ def test_s50_the_file_has_lightnings_keys(whole: tuple[Path, Drops]) -> None:
     assert saved["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["completed"] == 1
 
 
-def test_s32_ckpt_path_words(tmp_path: Path) -> None:
+def test_s50_ckpt_path_words(tmp_path: Path) -> None:
     def runner(**more: Any) -> L.Trainer:
         keep = ModelCheckpoint(tmp_path, "{step}", "val_loss", save_top_k=2, save_last=True)
         return trainer(tmp_path, callbacks=[keep], **more)

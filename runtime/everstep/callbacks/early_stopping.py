@@ -110,7 +110,8 @@ class EarlyStopping(Callback):
         if reason is not None:
             self._say(trainer, reason)
         elif self.best_score is not before:
-            self._say(trainer, f"{self.monitor} has improved from {before:.4g} to {self.best_score:.4g}")
+            was = f", from {before:.4g}" if torch.isfinite(before) else ""
+            self._say(trainer, f"{self.monitor} has improved to {self.best_score:.4g}{was}")
 
     def _judge(self, score: Tensor) -> str | None:
         """Why to stop; None: there is no reason to."""

@@ -6,9 +6,7 @@ Loaders without positions (iterable datasets, custom batch samplers, any iterabl
 """
 
 import random
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from itertools import tee
 from typing import Any
 
@@ -68,8 +66,7 @@ class Remade:
         if self.user.generator is None:
             # torch's loader draws one number here: a model that draws some finds the same ones as in a plain loop.
             torch.empty((), dtype=torch.int64).random_()
-        with _quiet():
-            return iter(self._loader)
+        return iter(self._loader)
 
     def indices(self, micro: Micro) -> list[int]:
         """Of the samples in a micro-batch of the present epoch."""
@@ -145,6 +142,11 @@ class _Seeded(Dataset[Any]):
         return self.dataset[index]
 
 
+class _Ours(DataLoader[Any]):
+    def check_worker_number_rationality(self) -> None:
+        """What torch has to say of the number of workers, the user's own loader has said."""
+
+
 def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader[Any]":
     workers: dict[str, Any] = {}
     if loader.num_workers > 0:
@@ -155,23 +157,14 @@ def _remake(loader: "DataLoader[Any]", keys: Iterable[list[Any]]) -> "DataLoader
             "timeout": loader.timeout,
             "worker_init_fn": loader.worker_init_fn,
         }
-    with _quiet():
-        return DataLoader(
-            _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
-            batch_sampler=keys,
-            num_workers=loader.num_workers,
-            collate_fn=loader.collate_fn,
-            # The same script runs with and without a GPU: there is nothing to warn about.
-            pin_memory=loader.pin_memory and torch.accelerator.is_available(),
-            # Its own generator: what workers draw is the epoch's, wherever the process's generators stand.
-            generator=torch.Generator(),
-            **workers,
-        )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """What torch has to say of the number of workers, the user's own loader has said."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This DataLoader will create")
-        yield
+    return _Ours(
+        _Seeded(loader.dataset) if loader.num_workers > 0 else loader.dataset,
+        batch_sampler=keys,
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        # The same script runs with and without a GPU: there is nothing to warn about.
+        pin_memory=loader.pin_memory and torch.accelerator.is_available(),
+        # Its own generator: what workers draw is the epoch's, wherever the process's generators stand.
+        generator=torch.Generator(),
+        **workers,
+    )

@@ -30,9 +30,11 @@ def rank_zero_only(function: Callable[P, T], default: T | None = None) -> Callab
 
 @rank_zero_only
 def rank_zero_info(*args: Any, **kwargs: Any) -> None:
+    """A line for people, on standard error unless the script has set up logging. Arguments as of Logger.info."""
     log.info(*args, **kwargs)
 
 
 @rank_zero_only
 def rank_zero_warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 4) -> None:
+    """As warnings.warn."""
     warnings.warn(message, category, stacklevel=stacklevel)
