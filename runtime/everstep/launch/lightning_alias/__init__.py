@@ -60,7 +60,6 @@ INSTEAD = {
     "LightningEnvironment": "nothing: the environment is recognised by its variables",
     "KubeflowEnvironment": "nothing: the environment is recognised by its variables",
     "XLAProfiler": "PyTorchProfiler, or torch_xla's own",
-    "DeepSpeedStrategy": 'strategy="fsdp", which shards what its ZeRO stages shard',
     "SingleDeviceStrategy": 'strategy="auto", with devices=1',
     "MPSAccelerator": 'accelerator="cpu"; Everstep does not support Apple\'s GPUs',
     "XLAAccelerator": 'accelerator="tpu"',
