@@ -176,6 +176,10 @@ def test_s53_model_summary() -> None:
     text = str(summary)
     for part in ("body.1", "BatchNorm1d", "2.0 K", "eval", "[4, 1000]", "4.0 K     Non-trainable params", "0.032"):
         assert part in text, text
+    rows = {line.split("|")[1].strip(): line.split("|")[4].strip() for line in text.splitlines() if line.count("|") > 4}
+    assert {name: rows[name] for name in ("layer", "body", "body.2")} == {
+        "layer": "train", "body": "eval", "body.2": "eval"
+    }  # fmt: skip
     assert module.training
     assert not module.body.training
     assert Summary(module).layer_names == ["layer", "body"]
