@@ -214,6 +214,7 @@ class Fit:
         self.strategy.align_buffers(self.module)
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
         self.run_.save(step, self.state(), rank, wait, self._score())
+        self.trainer.keeper.in_background(self.trainer.store_artifacts)  # loggers have written all for their state
 
     def _score(self) -> float | None:
         """The value by which the run's best checkpoints are kept, if it was logged since the save before."""

@@ -61,6 +61,11 @@ class Keeper:
         """For work between steps: do it, on rank 0, when the files that were asked for before are written."""
         self._after.append(work)
 
+    def in_background(self, work: Callable[[], Any]) -> None:
+        """Do it on rank 0, now, while training goes on."""
+        if self.trainer.is_global_zero:
+            self._writer.later(work)
+
     def flush(self) -> None:
         """The moment between two steps."""
         pending, self.pending = self.pending, []

@@ -9,12 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from threading import Lock
 from typing import Any, Protocol
 
 from everstep import rng
 from everstep.board import Board, Seat
+from everstep.checkpoint.artifacts import Artifacts
+from everstep.checkpoint.storage import open_storage
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, Stopped
 from everstep.strategies import Strategy
@@ -154,6 +156,12 @@ class Run:
             if strategy.rank == 0:
                 note = f" ({self._restored.info.note})" if self._restored.info.note else ""
                 print(f"everstep: resumed from step {self._restored.step}, {self._restored.info.uri}{note}", flush=True)
+
+    @cached_property
+    def artifacts(self) -> Artifacts | None:
+        """Where files of loggers outlive this pod; None: the run has no place for them."""
+        uri = self.environment.checkpoint_uri
+        return Artifacts(open_storage(uri)) if uri is not None else None
 
     def __reduce__(self) -> Any:
         """A run belongs to its process: carried to another one, it is that one's."""

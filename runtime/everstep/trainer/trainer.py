@@ -508,12 +508,14 @@ class Trainer(Rank):
             self.keeper.abandon()
             for logger in self.logs.loggers:
                 logger.finalize("failed")
+            self.store_artifacts()
             raise
         finally:
             self.state, self.logs.mode, self.sanity_checking = None, None, False
             self.profiler.teardown(kind)
         for logger in self.logs.loggers:
             logger.finalize("success")
+        self.store_artifacts()
         return result
 
     def _agree_on_loggers(self, begun: Begun) -> None:
@@ -525,6 +527,9 @@ class Trainer(Rank):
             states = begun.restored.shared["checkpoint"].get("everstep", {}).get("loggers", ())
         for logger, state in zip(self.logs.loggers, states, strict=False):
             logger.load_state_dict(state)
+        if self.run.artifacts is not None:
+            for folder, name in self._folders_of_loggers() if self.resumed else ():
+                self.run.artifacts.fetch(folder, name)
         if self.world_size > 1:
             versions = json.loads(self.strategy.broadcast(json.dumps([logger.version for logger in self.logs.loggers])))
             for logger, version in zip(self.loggers, versions, strict=True):
@@ -635,8 +640,16 @@ class Trainer(Rank):
             return f"{root}/{name}"
         if uri is None and logger.log_dir is not None:
             return f"{os.path.abspath(logger.log_dir)}/{name}"
-        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
-        return f"{root}/{logger.name}/{version}/{name}"
+        return f"{root}/{_name_of(logger)}/{name}"
+
+    def _folders_of_loggers(self) -> list[tuple[str, str]]:
+        """Those that log here and write files: their folder, and its name below artifacts/."""
+        return [(logger.log_dir, _name_of(logger)) for logger in self.logs.loggers if logger.log_dir is not None]
+
+    def store_artifacts(self) -> None:
+        """Copy what loggers and profilers have written to where it outlives this pod, if there is such a place."""
+        if self.run.artifacts is not None and not self.fast_dev_run:
+            self.run.artifacts.put(self._folders_of_loggers())
 
     # What hooks ask.
 
@@ -763,6 +776,11 @@ class Trainer(Rank):
     def is_last_batch(self) -> bool:
         """Is the present training batch the epoch's last?"""
         return self._fit is not None and self._fit.last_batch
+
+
+def _name_of(logger: Logger) -> str:
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return f"{logger.name}/{version}"
 
 
 def _check_module(model: Any) -> None:
