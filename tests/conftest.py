@@ -1,0 +1,25 @@
+"""No test leaves files in the tree: what a script writes into its current folder belongs into tmp_path."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+_BEFORE = pytest.StashKey[set[str]]()
+
+
+def _entries() -> set[str]:
+    return {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.stash[_BEFORE] = _entries()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    left = _entries() - session.stash[_BEFORE]
+    if left and not hasattr(session.config, "workerinput"):  # in the process that has started the others
+        session.config.get_terminal_writer().line(
+            f"\na test has left {', '.join(sorted(left))} in {ROOT}: let it write to tmp_path", red=True
+        )
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
