@@ -17,7 +17,7 @@ class Reason(StrEnum):
     STORAGE = "Storage"  # the checkpoint store
     USER_EXCEPTION = "UserException"
     COMMAND_NOT_FOUND = "CommandNotFound"  # no restart can help
-    CONFIGURATION = "Configuration"  # refused early by everstep itself; no restart can help
+    CONFIGURATION = "Configuration"  # refused by everstep, a module that is missing …: no restart can help
     KILLED = "Killed"  # by a signal that nobody of us sent
     NODE_LOST = "NodeLost"  # the launcher stopped talking
     PREEMPTED = "Preempted"

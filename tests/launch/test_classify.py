@@ -8,6 +8,7 @@ import pytest
 
 from everstep.errors import ConfigurationError, EverstepError, NonFiniteLossError, Stopped, StorageError
 from everstep.launch import classify
+from everstep.launch.lightning_alias import MissingInEverstep
 from everstep_protocol.reasons import EXIT_STOPPED, TRACEBACK_LIMIT, Reason
 
 
@@ -24,7 +25,13 @@ def caused_by(error: Exception, cause: Exception) -> Exception:
 REASONS = [
     (ValueError("no"), Reason.USER_EXCEPTION),
     (KeyError("x"), Reason.USER_EXCEPTION),
-    (ImportError("no module named foo"), Reason.USER_EXCEPTION),
+    (ModuleNotFoundError("No module named 'foo'"), Reason.CONFIGURATION),
+    (ImportError("cannot import name 'bar' from 'foo' (foo.py)"), Reason.CONFIGURATION),
+    (ImportError("libcuda.so.1: cannot open shared object file"), Reason.USER_EXCEPTION),
+    (SyntaxError("invalid syntax"), Reason.CONFIGURATION),
+    (IndentationError("unexpected indent"), Reason.CONFIGURATION),
+    (MissingInEverstep("has no lightning.pytorch.cli"), Reason.CONFIGURATION),
+    (SystemExit(2), Reason.USER_EXCEPTION),
     (RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"), Reason.USER_EXCEPTION),
     (ValueError("the model's store is a gloomy place"), Reason.USER_EXCEPTION),
     (FileNotFoundError(errno.ENOENT, "No such file", "data.csv"), Reason.USER_EXCEPTION),

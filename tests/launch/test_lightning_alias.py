@@ -41,6 +41,21 @@ from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.utilities import CombinedLoader, grad_norm, suggested_max_num_workers
 
+from lightning.pytorch.callbacks.lr_monitor import LearningRateMonitor
+from lightning.pytorch.callbacks.progress import TQDMProgressBar
+from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
+from lightning.pytorch.core.mixins import hparams_mixin
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loggers.logger import DummyLogger, rank_zero_experiment
+from lightning.pytorch.strategies.strategy import Strategy
+from lightning.pytorch.utilities import AttributeDict
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from pytorch_lightning.callbacks.stochastic_weight_avg import StochasticWeightAveraging
+
+assert LearningRateMonitor is everstep.callbacks.LearningRateMonitor and AttributeDict(a=1).a == 1
+assert LightningOptimizer.__module__.startswith("everstep.") and rank_zero_only.rank == 0
+assert is_overridden("forward", type("Net", (L.LightningModule,), {"forward": print})())
+assert not is_overridden("training_step", L.LightningModule())
 rank_zero_info("told")
 assert DoublePrecision().name == "64-true" and MixedPrecision is everstep.plugins.MixedPrecision
 assert CPUAccelerator is everstep.accelerators.CPUAccelerator and callable(grad_norm)
@@ -57,6 +72,13 @@ print(pl.__version__, old.LightningDataModule.__module__, rank_zero_only(lambda:
         ("from lightning.pytorch.callbacks import ModelPruning", "use instead: call torch.nn.utils.prune"),
         ("import lightning.pytorch.tuner.tuning", "use instead: choose the learning rate"),
         ("import lightning.pytorch as pl; pl.NoSuchThing", "has no lightning.pytorch.NoSuchThing; take it out"),
+        (
+            "from lightning.pytorch.callbacks.lr_finder import LearningRateFinder",
+            "use instead: choose the learning rate",
+        ),
+        ("from lightning.fabric.plugins.io import TorchCheckpointIO", "use instead: nothing: files are read"),
+        ("from pytorch_lightning.utilities.data import extract_batch_size", "use instead: self.log(…, batch_size=…)"),
+        ("from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher", "use instead: the Trainer's own"),
         ("from pytorch_lightning.demos.boring_classes import BoringModel", "use instead: a module and a datamodule"),
     ],
 )

@@ -171,6 +171,7 @@ def test_a_syntax_error(tmp_path: Path) -> None:
         ("sys.exit()", 0, "", None),
         ("sys.exit(0)", 0, "", None),
         ("sys.exit(3)", 3, "", "the script left with exit status 3"),
+        ("sys.exit(2)", 2, "", "the script left with exit status 2"),
         ("sys.exit('no data')", 1, "no data\n", "no data"),
         ("from everstep.errors import Stopped; raise Stopped", EXIT_STOPPED, "", None),
         ("raise KeyboardInterrupt", 130, "", "KeyboardInterrupt"),
@@ -181,6 +182,24 @@ def test_exit_statuses_are_kept(tmp_path: Path, leave: str, status: int, err: st
     ran = run(tmp_path, "train.py")
     assert (ran.status, ran.err) == (status, err)
     assert (ran.failure.message if ran.failure else None) == message
+
+
+@pytest.mark.parametrize(
+    ("script", "retryable"),
+    [
+        ("import not_installed", False),
+        ("from os import no_such_name", False),
+        ("def train(:", False),
+        ("import argparse; argparse.ArgumentParser().parse_args(['--no-such-flag'])", False),
+        ("raise SystemExit(2)", True),
+        ("raise KeyError('x')", True),
+    ],
+)
+def test_what_no_restart_can_help_is_told_apart(tmp_path: Path, script: str, retryable: bool) -> None:
+    (tmp_path / "train.py").write_text(script)
+    failure = run(tmp_path, "train.py").failure
+    assert failure is not None
+    assert failure.reason.retryable is retryable
 
 
 @pytest.mark.parametrize(
@@ -205,13 +224,13 @@ def test_nothing_to_run(tmp_path: Path, words: list[str], says: str) -> None:
     assert says in ran.failure.message
 
 
-def test_a_module_whose_import_fails_is_the_users_bug(tmp_path: Path) -> None:
+def test_a_module_whose_import_fails_is_told_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "pack").mkdir()
     (tmp_path / "pack" / "__init__.py").write_text("import not_installed")
     (tmp_path / "pack" / "train.py").write_text("")
     failure = run(tmp_path, "-m", "pack.train").failure
     assert failure is not None
-    assert failure.reason is Reason.USER_EXCEPTION
+    assert failure.reason is Reason.CONFIGURATION
     assert "not_installed" in failure.message
 
 

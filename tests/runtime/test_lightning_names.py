@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import pkgutil
+import warnings
 from typing import Any
 
 import pytest
@@ -9,7 +11,8 @@ import torch
 
 import everstep as L
 from everstep.errors import ConfigurationError
-from everstep.launch.lightning_alias import INSTEAD
+from everstep.launch import lightning_alias
+from everstep.launch.lightning_alias import INSTEAD, instead_of
 from everstep.precision import MixedPrecision, Precision, ScaledPrecision, TruePrecision
 from tests.runtime.build import Net, loader, trainer
 from tests.runtime.peer import lightning
@@ -56,6 +59,58 @@ def test_s03_s100_every_name_is_here_or_it_is_said_what_to_use(package: str) -> 
     assert theirs
     assert getattr(L, package) is ours, "an attribute, as pl.callbacks is"
     assert [name for name in theirs if not hasattr(ours, name) and name not in INSTEAD] == []
+
+
+#: Names that only Lightning's own files use among each other.
+INSIDES = {
+    "CustomBarColumn", "CustomInfiniteTask", "CustomTimeColumn", "EarlyStoppingReason",
+    "LightningDoublePrecisionModule",
+    "MetricsTextColumn", "ProcessingSpeedColumn", "RegisterRecordFunction", "ScheduleWrapper", "TBroadcast", "TModel",
+    "TReduce", "T_destination", "Tqdm", "call_register_accelerators", "clean_namespace", "collect_init_args", "convert",
+    "convert_inf", "convert_tensors_to_scalars", "convert_to_tensors", "do_nothing_closure", "get_cpu_stats",
+    "get_device_stats", "get_formatted_model_size", "get_human_readable_count", "get_init_args", "get_nvidia_gpu_stats",
+    "get_standard_metrics", "has_iterable_dataset", "has_len", "has_len_all_ranks", "is_cuda_available", "is_wrapped",
+    "load_hparams_from_tags_csv", "load_hparams_from_yaml", "multiplicative", "num_cuda_devices", "parse_batch_shape",
+    "parse_class_init_keys", "remove_module_hooks", "save_hparams_to_tags_csv", "save_hparams_to_yaml",
+    "save_hyperparameters", "seed_everything", "sized_len", "update_hparams",
+}  # fmt: skip
+
+
+def submodules() -> list[str]:
+    """That a script may import. The demos and servers are none of them."""
+    left = ("demos", "serve", "app")
+    found = [
+        info.name
+        for root in ("lightning.pytorch", "lightning.fabric")
+        for info in pkgutil.walk_packages(importlib.import_module(root).__path__, f"{root}.", onerror=lambda name: None)
+    ]
+    return [name for name in found if not any(part.startswith("_") or part in left for part in name.split("."))]
+
+
+def test_s100_every_submodule_of_lightning_has_a_home_or_it_is_said_what_to_use() -> None:
+    """And so has every public name in it."""
+    missing = []
+    names_seen = set()
+    for name in submodules():
+        try:
+            home = lightning_alias._home(name)
+        except lightning_alias.MissingInEverstep:
+            missing += [name] if instead_of(name.split(".", 2)[2]) is None else []
+            continue
+        assert home is not None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs, ours = importlib.import_module(name), importlib.import_module(home)
+        own = [key for key, value in vars(theirs).items() if str(getattr(value, "__module__", "")).startswith(name)]
+        public = {key for key in getattr(theirs, "__all__", own) if not key.startswith("_")}
+        names_seen |= public
+        missing += [
+            f"{name}.{key}"
+            for key in sorted(public - INSIDES)
+            if not hasattr(ours, key) and instead_of(f"{name}.{key}".split(".", 2)[2]) is None
+        ]
+    assert not missing, "\n".join(missing)
+    assert names_seen >= INSIDES, "nothing is excused that is not there"
 
 
 @pytest.mark.parametrize("package", ["callbacks", "loggers", "profilers", "strategies"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from everstep import unknown_arguments
 from everstep.callbacks.base import Callback
 from everstep.checkpoint import ckpt
 from everstep.errors import ConfigurationError
@@ -72,7 +73,9 @@ class ModelCheckpoint(Checkpoint):
         every_n_epochs: int | None = None,
         save_on_train_epoch_end: bool | None = None,
         enable_version_counter: bool = True,
+        **unknown: Any,
     ) -> None:
+        unknown_arguments.refuse("ModelCheckpoint", ModelCheckpoint.__init__, unknown)
         if mode not in ("min", "max"):
             raise ConfigurationError(f'ModelCheckpoint(mode={mode!r}): give "min" or "max"')
         if save_top_k < -1:

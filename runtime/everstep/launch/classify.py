@@ -51,6 +51,8 @@ def reason_of(error: BaseException) -> Reason:
 def _reason_of_one(error: BaseException) -> Reason:
     if isinstance(error, EverstepError):
         return error.reason
+    if _is_the_same_next_time(error):
+        return Reason.CONFIGURATION
     kinds = type(error).__mro__
     names = {kind.__name__ for kind in kinds if kind.__module__.partition(".")[0] == "torch"}
     if isinstance(error, MemoryError) or "OutOfMemoryError" in names:
@@ -74,6 +76,20 @@ def _reason_of_one(error: BaseException) -> Reason:
     if isinstance(error, KeyboardInterrupt):
         return Reason.KILLED
     return Reason.USER_EXCEPTION
+
+
+def _is_the_same_next_time(error: BaseException) -> bool:
+    """The script does not parse, a module or a name in one is not installed, or argparse refused the command line.
+
+    A shared library that cannot be loaded is an ImportError as well, but may be one node's fault.
+    """
+    if isinstance(error, SystemExit):
+        frames = traceback.extract_tb(error.__traceback__)
+        return error.code == 2 and bool(frames) and Path(frames[-1].filename).name == "argparse.py"
+    missing = isinstance(error, ModuleNotFoundError) or (
+        isinstance(error, ImportError) and str(error).startswith("cannot import name")
+    )
+    return missing or isinstance(error, SyntaxError)
 
 
 def one_line(error: BaseException) -> str:

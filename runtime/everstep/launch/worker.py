@@ -140,7 +140,8 @@ def _status_of(leaving: SystemExit) -> int:
         print(code, file=sys.stderr)
     if status != EXIT_STOPPED:
         record = failure_of(leaving, __file__, sys.argv[0], exit_code=status)
-        _leave(Failure(Reason.UNKNOWN, message.partition("\n")[0], exit_code=status, where=record.where))
+        reason = record.reason if record.reason is Reason.CONFIGURATION else Reason.UNKNOWN
+        _leave(Failure(reason, message.partition("\n")[0], exit_code=status, where=record.where))
     return status
 
 

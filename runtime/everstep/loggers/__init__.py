@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from everstep.lazy import names_of
 
 if TYPE_CHECKING:
-    from everstep.loggers.base import Logger
+    from everstep.loggers.base import Logger, rank_zero_experiment
     from everstep.loggers.csv import CSVLogger
     from everstep.loggers.dummy import DummyLogger
     from everstep.loggers.mlflow import MLFlowLogger
@@ -19,6 +19,7 @@ __all__ = [
     "MLFlowLogger",
     "TensorBoardLogger",
     "WandbLogger",
+    "rank_zero_experiment",
 ]
 
 __getattr__ = names_of(
@@ -30,5 +31,6 @@ __getattr__ = names_of(
         "MLFlowLogger": "mlflow",
         "TensorBoardLogger": "tensorboard",
         "WandbLogger": "wandb",
+        "rank_zero_experiment": "base",
     },
 )

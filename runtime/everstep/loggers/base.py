@@ -1,8 +1,10 @@
 """The base of all loggers."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from everstep.environment import Environment
 from everstep.errors import ConfigurationError
 
 
@@ -60,6 +62,19 @@ class Logger:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to there at the next value: what was logged later will be logged again."""
+
+
+def rank_zero_experiment(experiment: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Below @property, for `experiment` of a logger of one's own: on the ranks that do not log, something that takes
+    every call and does nothing."""
+
+    @functools.wraps(experiment)
+    def on_rank_zero(logger: Any) -> Any:
+        from everstep.loggers.dummy import Anything
+
+        return experiment(logger) if Environment.read().rank == 0 else Anything()
+
+    return on_rank_zero
 
 
 def refuse_log_model(logger: str, log_model: bool | str) -> None:

@@ -9,17 +9,19 @@ class DummyLogger(Logger):
     @property
     def experiment(self) -> Any:
         """Whatever is called on it does nothing."""
-        return _Anything()
+        return Anything()
 
 
-class _Anything:
-    def __getattr__(self, name: str) -> "_Anything":
+class Anything:
+    """Takes every call, does nothing."""
+
+    def __getattr__(self, name: str) -> "Anything":
         return self
 
-    def __getitem__(self, key: Any) -> "_Anything":
+    def __getitem__(self, key: Any) -> "Anything":
         return self
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "_Anything":
+    def __call__(self, *args: Any, **kwargs: Any) -> "Anything":
         return self

@@ -1,9 +1,6 @@
 """What Trainer arguments may be. Everything that cannot work is refused here, before anything starts."""
 
-import inspect
 import math
-from collections.abc import Callable
-from difflib import get_close_matches
 from typing import Any
 
 from everstep.errors import ConfigurationError
@@ -101,11 +98,3 @@ def interval(value: int | float | Duration | None) -> tuple[int | float, float |
     if _is_time(value):
         return 1.0, seconds(value, "val_check_interval")  # type: ignore[arg-type]
     return 1.0 if value is None else value, None  # type: ignore[return-value]
-
-
-def unknown(name: str, function: Callable[..., Any]) -> str:
-    """The message for an argument that the function does not have."""
-    known = [n for n in inspect.signature(function).parameters if n not in ("self", "unknown", "run")]
-    near = get_close_matches(name, known, 1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-    return f"Trainer has no argument {name!r}: {hint}"

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from everstep import seed
+from everstep import seed, unknown_arguments
 from everstep.accelerators import Accelerator
 from everstep.callbacks import (
     Callback,
@@ -102,7 +102,7 @@ class Trainer(Rank):
         run: for tests: the run, instead of the one that the environment tells of.
 
     Raises:
-        TypeError: an unknown argument; names the nearest known one.
+        UnknownArgumentError: an argument that does not exist; says which is meant.
         ConfigurationError: a value or a combination cannot work; says what would.
     """
 
@@ -154,8 +154,7 @@ class Trainer(Rank):
         run: Run | None = None,
         **unknown: Any,
     ) -> None:
-        if unknown:
-            raise TypeError(arguments.unknown(next(iter(unknown)), Trainer.__init__))
+        unknown_arguments.refuse("Trainer", Trainer.__init__, unknown)
         arguments.check(locals())
         self.run = run or process_run()
         environment = self.run.environment
@@ -294,12 +293,14 @@ class Trainer(Rank):
     @on_its_ranks
     def fit(
         self,
+        /,
         model: LightningModule,
         train_dataloaders: Any = None,
         val_dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         ckpt_path: CkptPath | None = None,
         weights_only: bool | None = None,
+        **unknown: Any,
     ) -> None:
         """Train. After a restart of the script: resume, or return at once if this call was completed before.
 
@@ -312,6 +313,7 @@ class Trainer(Rank):
                 "best"; "latest"; or a step. A restarted script goes on from its own checkpoints instead.
             weights_only: False is refused: nothing is ever unpickled.
         """
+        unknown_arguments.refuse("fit", Trainer.fit, unknown)
         refuse_unpickling(weights_only)
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
@@ -348,12 +350,14 @@ class Trainer(Rank):
     @on_its_ranks
     def validate(
         self,
+        /,
         model: LightningModule | None = None,
         dataloaders: Any = None,
         ckpt_path: CkptPath | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **unknown: Any,
     ) -> list[dict[str, float]]:
         """One pass over the validation loaders; returns the logged epoch values of each.
 
@@ -362,6 +366,7 @@ class Trainer(Rank):
                 default: the datamodule's or the module's. verbose: print the values on rank 0.
             ckpt_path: load these weights first; as of `fit`. Default: the model's own, or "best" without a model.
         """
+        unknown_arguments.refuse("validate", Trainer.validate, unknown)
         refuse_unpickling(weights_only)
         metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule, ckpt_path)
         if verbose:
@@ -371,14 +376,17 @@ class Trainer(Rank):
     @on_its_ranks
     def test(
         self,
+        /,
         model: LightningModule | None = None,
         dataloaders: Any = None,
         ckpt_path: CkptPath | None = None,
         verbose: bool = True,
         datamodule: LightningDataModule | None = None,
         weights_only: bool | None = None,
+        **unknown: Any,
     ) -> list[dict[str, float]]:
         """One pass over the test loaders; returns the logged epoch values of each. Arguments as of `validate`."""
+        unknown_arguments.refuse("test", Trainer.test, unknown)
         refuse_unpickling(weights_only)
         metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule, ckpt_path)
         if verbose:
@@ -388,12 +396,14 @@ class Trainer(Rank):
     @on_its_ranks
     def predict(
         self,
+        /,
         model: LightningModule | None = None,
         dataloaders: Any = None,
         datamodule: LightningDataModule | None = None,
         return_predictions: bool = True,
         ckpt_path: CkptPath | None = None,
         weights_only: bool | None = None,
+        **unknown: Any,
     ) -> Any:
         """What predict_step returned for each batch of this rank; a list of such lists for several loaders.
 
@@ -402,6 +412,7 @@ class Trainer(Rank):
         Args:
             return_predictions: False: keep nothing and return None; callbacks have seen each batch.
         """
+        unknown_arguments.refuse("predict", Trainer.predict, unknown)
         refuse_unpickling(weights_only)
         outputs: list[list[Any]] = self._evaluate(
             "predict",

@@ -9,10 +9,14 @@ if TYPE_CHECKING:
     from everstep.utilities.combined_loader import CombinedLoader
     from everstep.utilities.data import suggested_max_num_workers
     from everstep.utilities.grads import grad_norm
+    from everstep.utilities.model_helpers import is_overridden
+    from everstep.utilities.parsing import AttributeDict
 
 __all__ = [
+    "AttributeDict",
     "CombinedLoader",
     "grad_norm",
+    "is_overridden",
     "rank_zero_info",
     "rank_zero_only",
     "rank_zero_warn",
@@ -20,5 +24,12 @@ __all__ = [
 ]
 
 __getattr__ = names_of(
-    __name__, {"CombinedLoader": "combined_loader", "grad_norm": "grads", "suggested_max_num_workers": "data"}
+    __name__,
+    {
+        "AttributeDict": "parsing",
+        "CombinedLoader": "combined_loader",
+        "grad_norm": "grads",
+        "is_overridden": "model_helpers",
+        "suggested_max_num_workers": "data",
+    },
 )

@@ -18,14 +18,23 @@ if not logging.getLogger().hasHandlers():  # of a script that has set up no logg
     log.propagate = False
 
 
-def rank_zero_only(function: Callable[P, T], default: T | None = None) -> Callable[P, T | None]:
-    """A function that does its work on rank 0 and returns `default` on the others."""
+class _RankZeroOnly:
+    """`@rank_zero_only`: a function that does its work on rank 0 and returns `default` on the others."""
 
-    @functools.wraps(function)
-    def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
-        return function(*args, **kwargs) if Environment.read().rank == 0 else default
+    @property
+    def rank(self) -> int:
+        """This process's, of the whole run."""
+        return Environment.read().rank
 
-    return on_rank_zero
+    def __call__(self, function: Callable[P, T], default: T | None = None) -> Callable[P, T | None]:
+        @functools.wraps(function)
+        def on_rank_zero(*args: P.args, **kwargs: P.kwargs) -> T | None:
+            return function(*args, **kwargs) if self.rank == 0 else default
+
+        return on_rank_zero
+
+
+rank_zero_only = _RankZeroOnly()
 
 
 @rank_zero_only

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from everstep.errors import ConfigurationError
+
 #: To be put in front of PYTHONPATH for a process that shall have the alias from its start.
 FOLDER = Path(__file__).parent
 
@@ -23,21 +25,29 @@ _ROOTS = ("lightning.pytorch", "lightning.fabric", "lightning", "pytorch_lightni
 
 #: Modules of Lightning whose content is elsewhere here. All others have the same path below `everstep`.
 _MOVED = {
+    "callbacks.progress": "everstep.callbacks",
     "core": "everstep",
     "core.datamodule": "everstep.data",
+    "core.hooks": "everstep.module",
+    "core.mixins": "everstep.hparams",
+    "core.mixins.hparams_mixin": "everstep.hparams",
     "core.module": "everstep.module",
+    "core.optimizer": "everstep.trainer.optimization",
     "core.saving": "everstep.module",
-    "callbacks.callback": "everstep.callbacks.base",
-    "callbacks.checkpoint": "everstep.callbacks.model_checkpoint",
-    "loggers.csv_logs": "everstep.loggers.csv",
-    "loggers.logger": "everstep.loggers.base",
-    "callbacks.progress.tqdm_progress": "everstep.callbacks",
-    "callbacks.progress.rich_progress": "everstep.callbacks",
-    "trainer.trainer": "everstep.trainer",
-    "utilities.model_summary.model_summary": "everstep.utilities.model_summary",
-    "plugins.precision": "everstep.plugins",
     "fabric": "everstep",
+    "profilers.base": "everstep.profilers",
+    "trainer.trainer": "everstep.trainer",
+    "utilities.apply_func": "everstep.utilities",
+    "utilities.distributed": "everstep.utilities",
+    "utilities.model_summary.model_summary": "everstep.utilities.model_summary",
+    "wrappers": "everstep.fabric",
 }
+
+#: Packages that have all their names themselves: however Lightning calls a file in them, its names are these.
+_PACKAGES = ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies")
+
+#: Not `everstep.cli`, which is a command.
+_NOT_OURS = ("cli",)
 
 #: What people use that Everstep does not have, and what to do.
 INSTEAD = {
@@ -74,7 +84,6 @@ INSTEAD = {
     "XLAPrecision": 'precision="bf16-true"',
     "LayerSync": "sync_batchnorm=True",
     "TorchSyncBatchNorm": "sync_batchnorm=True",
-    "AttributeDict": "self.hparams, which is one, or types.SimpleNamespace",
     "disable_possible_user_warnings": "warnings.filterwarnings",
     "find_shared_parameters": "nothing: tied weights are saved once",
     "set_shared_parameters": "nothing: tied weights stay tied",
@@ -90,6 +99,88 @@ INSTEAD = {
     "LightningFlow": "a TrainingRun (docs/architecture.md)",
     "LightningWork": "a TrainingRun (docs/architecture.md)",
     "data": "a torch.utils.data.DataLoader",
+    # Modules.
+    "loops": "the Trainer's own attributes (current_epoch, global_step, num_training_batches …) and the hooks",
+    "overrides": "nothing: the Trainer divides the data; use_distributed_sampler=False leaves it to the loaders",
+    "trainer.call": "the Trainer's verbs; these are Lightning's insides",
+    "trainer.configuration_validator": "nothing: the Trainer checks by itself; these are Lightning's insides",
+    "trainer.connectors": "the Trainer's own attributes and arguments; these are Lightning's insides",
+    "trainer.setup": "the Trainer's own attributes and arguments; these are Lightning's insides",
+    "trainer.states": "trainer.state, and trainer.training, validating, testing, predicting and sanity_checking",
+    "connector": "Fabric's own attributes and arguments; these are Lightning's insides",
+    "utilities.argparse": "argparse, and Trainer(**vars(arguments))",
+    "utilities.cloud_io": "fsspec; checkpoints are read from any path or URL",
+    "utilities.compile": "torch.compile(module), before or after it is given to the Trainer",
+    "utilities.consolidate_checkpoint": "`everstep checkpoint convert`",
+    "utilities.deepspeed": 'strategy="fsdp", whose checkpoints any number of ranks can load',
+    "utilities.device_dtype_mixin": "torch.nn.Module's own device and dtype of a parameter",
+    "utilities.device_parser": "the argument devices=…",
+    "utilities.enums": "the strings",
+    "utilities.imports": "importlib.util.find_spec",
+    "utilities.init": "configure_model, which is called where the parameters shall be made",
+    "utilities.load": "torch.load(path, weights_only=True)",
+    "utilities.logger": "self.save_hyperparameters, and logger.log_hyperparams",
+    "utilities.memory": "torch.cuda.empty_cache and gc.collect",
+    "utilities.migration": "`everstep checkpoint convert`",
+    "utilities.model_summary.model_summary_deepspeed": "ModelSummary",
+    "utilities.model_registry": "checkpoint.uri, or ModelCheckpoint(dirpath=…)",
+    "utilities.optimizer": "nothing: optimizers' states are moved by themselves",
+    "utilities.parameter_tying": "nothing: tied weights stay tied, and are saved once",
+    "utilities.registry": "an object instead of a registered name",
+    "utilities.signature_utils": "inspect.signature",
+    "utilities.spike": "the callback SpikeDetection",
+    "utilities.testing": "pytest.mark.skipif",
+    "utilities.throughput": "the callback ThroughputMonitor",
+    "utilities.upgrade_checkpoint": "`everstep checkpoint convert`",
+    "utilities.warnings": "warnings.filterwarnings",
+    # Names in modules that are there.
+    "AttributeDict": "everstep.utilities.AttributeDict",
+    "ACCELERATOR_REGISTRY": "an Accelerator, given to the Trainer",
+    "BatchesProcessedColumn": "rich.progress.MofNCompleteColumn",
+    "CheckpointHooks": "LightningModule, which has them",
+    "ClusterEnvironment": "nothing: the environment is recognised by its variables",
+    "CollectibleGroup": "typing.Any",
+    "Collective": "Fabric's or the module's all_gather and the strategy's reduce",
+    "SingleDeviceCollective": "Fabric's or the module's all_gather and the strategy's reduce",
+    "TorchCollective": "torch.distributed",
+    "CustomProgress": "rich.progress.Progress",
+    "DataHooks": "LightningModule or LightningDataModule, which have them",
+    "DeepSpeedSummary": "ModelSummary",
+    "DistributedDataParallel": "torch.nn.parallel.DistributedDataParallel",
+    "ExperimentWriter": "CSVLogger itself",
+    "HyperparametersMixin": "LightningModule or LightningDataModule, which have save_hyperparameters",
+    "Interval": '"step" or "epoch"',
+    "LRSchedulerConfig": "a dict",
+    "LRSchedulerConfigType": "a dict",
+    "LightningDeprecationWarning": "DeprecationWarning",
+    "ModelHooks": "LightningModule, which has them",
+    "Optimizable": "torch.optim.Optimizer",
+    "OptimizerConfig": "a dict",
+    "OptimizerLRSchedulerConfig": "a dict",
+    "SIGTERMException": "nothing: a stop saves and leaves by itself",
+    "DataParallelStrategy": 'strategy="ddp"',
+    "DistributedSamplerWrapper": "nothing: the data is divided; a sampler of your own is read by all ranks in turn",
+    "LSFEnvironment": "nothing: the environment is recognised by its variables",
+    "MPIEnvironment": "nothing: the environment is recognised by its variables",
+    "RichProgressBarTheme": "RichProgressBar() without a theme",
+    "SingleDeviceXLAStrategy": 'accelerator="tpu"',
+    "ThroughputMonitor": "the callback ThroughputMonitor",
+    "XLAEnvironment": "nothing: the environment is recognised by its variables",
+    "XLAFSDPStrategy": 'accelerator="tpu" with strategy="fsdp"',
+    "XLAStrategy": 'accelerator="tpu"',
+    "find_free_network_port": "nothing: the launcher chooses ports",
+    "STRATEGY_REGISTRY": "a Strategy, given to the Trainer",
+    "Steppable": "torch.optim.Optimizer",
+    "Throughput": "the callback ThroughputMonitor",
+    "WriteInterval": '"batch", "epoch" or "batch_and_epoch"',
+    "extract_batch_size": "self.log(…, batch_size=…)",
+    "get_torchvision_model": "torchvision.models.get_model",
+    "lightning_getattr": "getattr on self.hparams",
+    "lightning_hasattr": "hasattr on self.hparams",
+    "lightning_setattr": "setattr on self.hparams",
+    "merge_dicts": "{**first, **second}",
+    "pl_worker_init_function": "nothing: workers are seeded by themselves",
+    "reset_seed": "seed_everything",
     "serve": "LightningModule.to_onnx or to_torchscript, and a server of your choice",
 }
 
@@ -100,7 +191,7 @@ def install() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
-class MissingInEverstep(ModuleNotFoundError):
+class MissingInEverstep(ConfigurationError, ModuleNotFoundError):
     """A name of Lightning that Everstep does not have. No AttributeError: `from … import` would swallow its message."""
 
 
@@ -114,26 +205,40 @@ class _Finder(MetaPathFinder):
         return ModuleSpec(fullname, _Loader(home), is_package=True)
 
 
+def _below(fullname: str) -> str | None:
+    """The path below Lightning's package; None: it is none of Lightning's."""
+    root = next((root for root in _ROOTS if fullname == root or fullname.startswith(f"{root}.")), None)
+    return None if root is None else fullname.removeprefix(root).lstrip(".")
+
+
 def _home(fullname: str) -> str | None:
     """The module of ours that a module of Lightning's stands for; None: it is none of Lightning's.
 
     Raises:
         MissingInEverstep: there is none.
     """
-    root = next((root for root in _ROOTS if fullname == root or fullname.startswith(f"{root}.")), None)
-    if root is None:
+    rest = _below(fullname)
+    if rest is None:
         return None
-    rest = fullname.removeprefix(root).lstrip(".")
     if not rest:
         return "everstep"
+    home = _module(rest)
+    package = rest.partition(".")[0]
+    if home is None and package in _PACKAGES:
+        home = f"everstep.{package}"
+    if home is None:
+        raise MissingInEverstep(_missing(fullname, rest), name=fullname)
+    return home
+
+
+def _module(rest: str) -> str | None:
+    """The module of ours for this path below a root, if there is one of that name."""
     home = _MOVED.get(rest) or f"everstep.{rest}"
     try:
-        found = find_spec(home) is not None
+        found = rest not in _NOT_OURS and find_spec(home) is not None
     except ModuleNotFoundError:  # not even its parent
         found = False
-    if not found:
-        raise MissingInEverstep(_missing(fullname, rest.rpartition(".")[2]), name=fullname)
-    return home
+    return home if found else None
 
 
 class _Loader(Loader):
@@ -168,15 +273,26 @@ class _Alias(ModuleType):
             return getattr(home, name)
         if name.startswith("_"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return import_module(f"{self.__name__}.{name}")  # a sub-module, or it says what to use instead
+        fullname = f"{self.__name__}.{name}"
+        rest = _below(fullname) or ""
+        if _module(rest) is None:
+            raise MissingInEverstep(_missing(fullname, rest), name=fullname)
+        return import_module(fullname)
 
     def __dir__(self) -> list[str]:
         return dir(import_module(self._home))
 
 
-def _missing(fullname: str, name: str) -> str:
-    instead = INSTEAD.get(name) or INSTEAD.get(fullname.removeprefix("lightning.").split(".")[-1])
+def _missing(fullname: str, rest: str) -> str:
+    instead = instead_of(rest)
     what = (
         f"use instead: {instead}" if instead else "take it out of the script, or open an issue that says what it is for"
     )
     return f"everstep stands in for Lightning here (--lightning-alias) and has no {fullname}; {what}"
+
+
+def instead_of(rest: str) -> str | None:
+    """What to do without this name or module, by its own name or by the path of a package that it is in."""
+    parts = rest.split(".")
+    paths = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    return next((INSTEAD[key] for key in (parts[-1], *paths) if key in INSTEAD), None)

@@ -1,0 +1,5 @@
+"""AttributeDict, where Lightning has it."""
+
+from everstep.hparams import AttributeDict
+
+__all__ = ["AttributeDict"]
