@@ -7,6 +7,8 @@ quartile over the blocks, since noise between processes is larger than the diffe
 first 50 steps. Also counted: calls of Python functions per step (sys.setprofile) and, where strace is installed, system
 calls per step, as the difference between a long and a short run of each loop, so that start-up cancels out.
 "everstep" is the Trainer with everything off, "board+log" the same under a launcher's board and with a `self.log`.
+"stream" reads an iterable dataset in this process, barebones; "stream kept" without, so that a checkpoint can be asked
+for at any step. Their ratios are to "plain stream".
 """
 
 import argparse
@@ -17,7 +19,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -26,7 +28,7 @@ import torch
 from bars import verdict
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import everstep as L
 from everstep.board import Board
@@ -69,13 +71,29 @@ def loader(steps: int) -> DataLoader[tuple[Tensor, ...]]:
     return DataLoader(data, batch_size=16, shuffle=True)
 
 
-def plain(steps: int) -> Clock:
+class Endless(IterableDataset[tuple[Tensor, Tensor]]):
+    """A stream that makes batches and does not say how many."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(self.steps):
+            yield torch.randn(16, 32, generator=generator), torch.randn(16, 1, generator=generator)
+
+
+def stream(steps: int) -> DataLoader[tuple[Tensor, Tensor]]:
+    return DataLoader(Endless(steps), batch_size=None)
+
+
+def plain(steps: int, data: Callable[[int], DataLoader[Any]] = loader) -> Clock:
     """The loop as one writes it by hand."""
     clock = Clock(steps)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     model.train()
-    for x, y in loader(steps):
+    for x, y in data(steps):
         clock.tick()
         optimizer.zero_grad()
         loss = mse_loss(model(x), y)
@@ -106,7 +124,7 @@ class Logging(Module):
         return loss
 
 
-def fit(module: Module, steps: int, **arguments: Any) -> Clock:
+def fit(module: Module, steps: int, data: Callable[[int], DataLoader[Any]] = loader, **arguments: Any) -> Clock:
     trainer = L.Trainer(
         max_epochs=1,
         logger=False,
@@ -116,7 +134,7 @@ def fit(module: Module, steps: int, **arguments: Any) -> Clock:
         accelerator="cpu",
         **arguments,
     )
-    trainer.fit(module, loader(steps))
+    trainer.fit(module, data(steps))
     assert trainer.global_step == steps, f"{trainer.global_step} of {steps} steps"
     return module.clock
 
@@ -125,11 +143,42 @@ def everstep(steps: int) -> Clock:
     return fit(Module(Clock(steps)), steps)
 
 
+def plain_stream(steps: int) -> Clock:
+    return plain(steps, stream)
+
+
+def everstep_stream(steps: int) -> Clock:
+    """Where no checkpoint can be asked for."""
+    module = Module(Clock(steps))
+    L.Trainer(max_epochs=1, barebones=True, accelerator="cpu").fit(module, stream(steps))
+    return module.clock
+
+
+def kept_stream(steps: int) -> Clock:
+    """Where one can: the place of each batch is noted."""
+    return fit(Module(Clock(steps)), steps, stream)
+
+
 def on_board(steps: int) -> Clock:
     """As under a launcher: each step is entered on the board, a few notes a second are left there."""
     with tempfile.TemporaryDirectory() as folder:
         seat = Board.create(Path(folder) / "board", 1).seat(0)
         return fit(Logging(Clock(steps)), steps, run=Run(Environment.read(), seat=seat))
+
+
+LOOPS: dict[str, Callable[[int], Clock]] = {
+    "plain": plain,
+    "everstep": everstep,
+    "board+log": on_board,
+    "plain stream": plain_stream,
+    "stream": everstep_stream,
+    "stream kept": kept_stream,
+}
+BARS = {"everstep": 1.05, "stream": 1.1, "stream kept": 1.1}
+
+
+def peer(name: str) -> str:
+    return "plain stream" if "stream" in name else "plain"
 
 
 def python_calls(run: Callable[[int], Clock], steps: int) -> float:
@@ -186,32 +235,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--blocks", type=int, default=31)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument(
-        "--only", choices=["plain", "everstep", "board+log"], help="run one loop once, and print nothing (for strace)"
-    )
+    parser.add_argument("--only", choices=LOOPS, help="run one loop once, and print nothing (for strace)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # about num_workers; the data is in memory
-    loops: dict[str, Callable[[int], Clock]] = {"plain": plain, "everstep": everstep, "board+log": on_board}
     if args.only:
-        loops[args.only](args.steps)
+        LOOPS[args.only](args.steps)
         return
-    times: dict[str, list[float]] = {name: [] for name in loops}
+    times: dict[str, list[float]] = {name: [] for name in LOOPS}
     for block in range(args.blocks + 1):
-        for name, loop in loops.items():
+        for name, loop in LOOPS.items():
             cost = loop(WARM_UP + args.steps).microseconds_per_step
             if block > 0:  # the first round warms caches and the allocator
                 times[name].append(cost)
     quartile = {name: quantiles(costs, n=4)[0] for name, costs in times.items()}
-    print(f"{'loop':10} {'µs of CPU per step':>19} {'ratio':>7} {'Python calls':>13} {'system calls':>13}")
-    for name, loop in loops.items():
+    print(f"{'loop':12} {'µs of CPU per step':>19} {'ratio':>7} {'Python calls':>13} {'system calls':>13}")
+    for name, loop in LOOPS.items():
         calls = python_calls(loop, 200)
         system = system_calls(name, 200)
-        ratio = quartile[name] / quartile["plain"]
+        ratio = quartile[name] / quartile[peer(name)]
         print(
-            f"{name:10} {quartile[name]:19.1f} {ratio:6.3f}x {calls:13.1f} "
+            f"{name:12} {quartile[name]:19.1f} {ratio:6.3f}x {calls:13.1f} "
             f"{'no strace' if system is None else f'{system:.2f}':>13}  "
-            f"{verdict(ratio, most=1.05, unit='x') if name == 'everstep' else ''}",
+            f"{verdict(ratio, most=BARS[name], unit='x') if name in BARS else ''}",
             flush=True,
         )
 

@@ -1,5 +1,6 @@
 """The loop in one process: what it computes, in which order it calls, when it stops."""
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,14 @@ import pytest
 import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, TensorDataset
 
 import everstep as L
 from everstep.errors import ConfigurationError, NonFiniteLossError
+from everstep.sampling import order
 from everstep.trainer import waiting
 from everstep.trainer.hooks import GONE
-from tests.runtime.build import Net, Validated, loader, trainer
+from tests.runtime.build import Net, Validated, data, loader, trainer
 
 
 def by_hand(net: Net, batches: list[Any], accumulate: int = 1, clip: float | None = None) -> dict[str, Any]:
@@ -389,6 +391,47 @@ def test_a_streams_last_window_steps(tmp_path: Path) -> None:
     runner = trainer(tmp_path, max_epochs=1, accumulate_grad_batches=2)
     runner.fit(Collects(), DataLoader(Counting(), batch_size=3))
     assert runner.global_step == 2
+
+
+class Unending(Sampler[int]):
+    def __iter__(self) -> Any:
+        for index in itertools.count():
+            assert index < 200_000, "nobody asked for so many"
+            yield index % 24
+
+
+class Long(Unending):
+    def __len__(self) -> int:
+        return 10**12
+
+
+class Weighted(Sampler[int]):
+    """Draws one after the other, from torch's own generator."""
+
+    def __iter__(self) -> Any:
+        return (int(torch.randint(0, 24, ())) for _ in range(len(self)))
+
+    def __len__(self) -> int:
+        return 24
+
+
+@pytest.mark.parametrize("sampler", [Unending, Long])
+def test_samplers_without_end(tmp_path: Path, sampler: Any) -> None:
+    runner = trainer(tmp_path, max_epochs=-1, max_steps=5)
+    runner.fit(Net(), DataLoader(data(), batch_size=4, sampler=sampler()))
+    assert runner.global_step == 5
+
+
+def test_an_order_does_not_depend_on_how_far_it_is_read_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seen(**more: Any) -> Any:
+        L.seed_everything(4)
+        return collected(tmp_path, DataLoader(list(range(24)), batch_size=4, **more), max_epochs=2)
+
+    whole = seen(sampler=Weighted()), seen(shuffle=True)
+    monkeypatch.setattr(order, "_PIECE", 5)
+    assert (seen(sampler=Weighted()), seen(shuffle=True)) == whole
 
 
 class Draws(Dataset[torch.Tensor]):

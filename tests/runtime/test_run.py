@@ -1,14 +1,17 @@
 """Ordinals, resume at any boundary, the agreed step and the notes: one process, checkpoints in memory."""
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 import everstep as L
+from everstep import rng
 from everstep.board import Board
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError, NonFiniteLossError, Stopped
@@ -153,6 +156,14 @@ class Draws(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
             yield torch.randn(3) + index, torch.ones(1)
 
 
+class DrawsElsewhere(Draws):
+    """From python's and numpy's. Of the two normals that numpy makes at once one lies outside of its words."""
+
+    def __iter__(self) -> Any:
+        for index in torch.randperm(20).tolist():
+            yield torch.tensor([random.random(), np.random.randn(), float(index)]), torch.ones(1)
+
+
 class Remembers(Draws):
     """Knows its place, and no order but one."""
 
@@ -172,21 +183,42 @@ class Remembers(Draws):
         self.place = state["place"]
 
 
-@pytest.mark.parametrize("dataset", [Draws, Remembers])
+@pytest.mark.parametrize("dataset", [Draws, DrawsElsewhere, Remembers])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_a_stream_resumes_at_every_boundary(tmp_path: Path, dataset: Any, accumulate: int) -> None:
     def train(checkpoints: Memory) -> list[Any]:
         L.seed_everything(2)
         model = Drops()
         runner = trainer(tmp_path, checkpoints, accumulate_grad_batches=accumulate)
-        runner.fit(model, DataLoader(dataset(), batch_size=4), loader())
+        runner.fit(model, DataLoader(dataset(), batch_size=3 if dataset is DrawsElsewhere else 4), loader())
         return weights(model)
 
     memory = Memory(every_steps=1)
     expected = train(memory)
-    assert len(memory.saved) == (10 if accumulate == 1 else 4)
+    assert len(memory.saved) == {1: 10, 3: 4}[accumulate] + {1: 4, 3: 2}[accumulate] * (dataset is DrawsElsewhere)
     for saves in range(1, len(memory.saved)):
         assert train(memory.forget_after(saves)) == expected, saves
+
+
+def test_a_stream_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole random states are asked for when something is saved, not at each batch; where nothing can be, never."""
+    asked: list[int] = []
+    ask = np.random.get_state
+    monkeypatch.setattr(np.random, "get_state", lambda legacy=True: (asked.append(1), ask(legacy=legacy))[1])
+    noted: list[int] = []
+    note = rng.Moment
+    monkeypatch.setattr(rng, "Moment", lambda: (noted.append(1), note())[1])
+
+    def times(**more: Any) -> tuple[int, int]:
+        asked.clear()
+        noted.clear()
+        still = Net(lambda module: torch.optim.SGD(module.parameters(), lr=0.0))
+        L.Trainer(accelerator="cpu", max_epochs=1, **more).fit(still, DataLoader(Draws(), batch_size=1))
+        return len(asked), len(noted)
+
+    kept = times(default_root_dir=tmp_path, enable_progress_bar=False, enable_model_summary=False, logger=False)
+    assert kept[0] < 10 < 20 < kept[1]
+    assert sum(times(barebones=True)) < 10
 
 
 def test_a_stream_refuses_another_world(tmp_path: Path) -> None:

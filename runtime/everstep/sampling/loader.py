@@ -2,7 +2,8 @@
 
 Random numbers in worker processes are a function of (run seed, epoch, position in the epoch), whichever worker draws
 them and however far it has prefetched. With num_workers=0 the dataset uses the process's own generators, as always.
-Loaders without positions (iterable datasets, custom batch samplers, any iterable) are streams: `stream.py`.
+Loaders without positions (iterable datasets, custom batch samplers, samplers without length, any iterable) are streams:
+`stream.py`.
 """
 
 import random
@@ -15,7 +16,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from everstep import rng
-from everstep.sampling.order import order
+from everstep.sampling.order import Order
 from everstep.sampling.schedule import Micro, Shape, evaluation, schedule
 from everstep.strategies import Strategy
 
@@ -28,6 +29,7 @@ def has_positions(loader: Any) -> bool:
         and not isinstance(loader.dataset, IterableDataset)
         and type(loader.batch_sampler) is BatchSampler
         and loader.batch_size is not None
+        and hasattr(loader.sampler, "__len__")
     )
 
 
@@ -49,15 +51,15 @@ class Remade:
         """Samples in an epoch."""
         return len(self.sampler)
 
-    def planned(self, epoch: int, samples: int, plan: Iterator[Micro], purpose: str) -> Iterator[tuple[Micro, Any]]:
+    def planned(self, epoch: int, plan: Iterator[Micro], purpose: str) -> Iterator[tuple[Micro, Any]]:
         """Each micro-batch of the plan with its batch. Opened now, not at the first next()."""
         ahead, here = tee(plan)  # the loader asks some micro-batches earlier than the loop
-        return zip(here, self.batches(epoch, samples, ahead, purpose), strict=True)
+        return zip(here, self.batches(epoch, ahead, purpose), strict=True)
 
-    def batches(self, epoch: int, samples: int, plan: Iterator[Micro], purpose: str) -> Iterator[Any]:
-        """Batches for the plan's micro-batches over the first `samples` of the epoch's order."""
+    def batches(self, epoch: int, plan: Iterator[Micro], purpose: str) -> Iterator[Any]:
+        """Batches for the plan's micro-batches over the epoch's order."""
         seed = rng.derive(self.seed, purpose)
-        self._keys.order = order(self.sampler, seed, 0 if self._same else epoch)[:samples]
+        self._keys.order = Order(self.sampler, seed, 0 if self._same else epoch)
         self._keys.plan = plan
         self._keys.epoch_seed = rng.derive(seed, "workers", epoch)
         generator = self._loader.generator
@@ -106,7 +108,7 @@ class RankPart:
 
         purpose = f"{self._purpose}/{self._passes}" if self._passes else self._purpose
         self._passes += 1  # the second time in an epoch, for a shorter loader that starts again, in another order
-        return remade.batches(self._epoch, samples, plan, purpose)
+        return remade.batches(self._epoch, plan, purpose)
 
 
 class _Keys:
@@ -114,7 +116,7 @@ class _Keys:
 
     def __init__(self, seeded: bool) -> None:
         self.seeded = seeded
-        self.order: list[int] = []
+        self.order: Order | list[int] = []
         self.plan: Iterator[Micro] = iter(())
         self.epoch_seed = 0
 
@@ -123,7 +125,10 @@ class _Keys:
         if not self.seeded:
             return (order[micro.start : micro.stop] for micro in self.plan)
         return (
-            [(order[p], (seed + p * 0x9E3779B97F4A7C15) % 2**63) for p in range(micro.start, micro.stop)]
+            [
+                (index, (seed + position * 0x9E3779B97F4A7C15) % 2**63)
+                for position, index in enumerate(order[micro.start : micro.stop], start=micro.start)
+            ]
             for micro in self.plan
         )
 

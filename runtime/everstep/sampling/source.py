@@ -56,23 +56,24 @@ class Source(Protocol):
 
 def training_source(
     loader: Any, strategy: Strategy, accumulation: int, limit: int | float, seed: int, *,
-    divide: bool = True, same_every_epoch: bool = False,
+    divide: bool = True, same_every_epoch: bool = False, resumable: bool = True,
 ) -> "Positions | Batches":  # fmt: skip
     """The source for a user's training loader.
 
     Args:
         divide: over the ranks; False: each rank's loader gives its own batches.
         same_every_epoch: the same batches in every epoch.
+        resumable: the state of a stream will be asked for.
 
     Raises:
         ConfigurationError: it is empty, or it cannot be divided over the ranks.
     """
     if isinstance(loader, CombinedLoader):
         parts = Parts(loader, strategy, seed, limit, "train", divide=divide, same=same_every_epoch, training=True)
-        return Batches(parts, strategy, accumulation, 1.0, divided=True)
+        return Batches(parts, strategy, accumulation, 1.0, divided=True, resumable=resumable)
     if divide and has_positions(loader):
         return Positions(loader, strategy, accumulation, limit, seed, same_every_epoch)
-    return Batches(loader, strategy, accumulation, limit, divided=not divide)
+    return Batches(loader, strategy, accumulation, limit, divided=not divide, resumable=resumable)
 
 
 def limited(count: int, limit: int | float) -> int:
@@ -159,7 +160,7 @@ class Positions:
 
     def epoch(self, epoch: int, position: int, state: Any = None) -> Iterator[tuple[Micro, Any]]:
         plan = schedule(self.end, self.shape, self.strategy.data_world_size, self.strategy.data_rank, position)
-        return self._remade.planned(epoch, self.end, plan, "train")
+        return self._remade.planned(epoch, plan, "train")
 
     def accumulate(self, rounds: int) -> None:
         self.shape = replace(self.shape, accumulation=rounds)
@@ -202,17 +203,18 @@ class Batches:
     """Batches of a stream: a round is one batch of each rank."""
 
     def __init__(
-        self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float, *, divided: bool = False
-    ) -> None:
+        self, loader: Any, strategy: Strategy, accumulation: int, limit: int | float, *,
+        divided: bool = False, resumable: bool = True,
+    ) -> None:  # fmt: skip
         """`divided`: each rank's loader gives this rank's batches alone."""
         if strategy.data_world_size > 1 and isinstance(loader, DataLoader) and _sized(loader) and not divided:
             raise ConfigurationError(
-                f"{strategy.data_world_size} ranks cannot divide a DataLoader with its own batch_sampler (or "
-                "__iter__): give it a sampler and a batch_size instead, or let it give each rank its own batches and "
-                "say use_distributed_sampler=False"
+                f"{strategy.data_world_size} ranks cannot divide a DataLoader with its own batch_sampler or "
+                "__iter__, or with a sampler without length: give it a sampler with __len__ and a batch_size "
+                "instead, or let it give each rank its own batches and say use_distributed_sampler=False"
             )
         self.strategy = strategy
-        self._stream = Stream(loader, strategy)
+        self._stream = Stream(loader, strategy, resumable=resumable)
         count = batch_count(loader)
         if count == 0:
             raise ConfigurationError("the training loader is empty: it has no batches")
@@ -230,10 +232,11 @@ class Batches:
         return self._count(position, self._stream.batches(epoch, position, state))
 
     def _count(self, position: int, batches: Iterator[tuple[Any, bool]]) -> Iterator[tuple[Micro, Any]]:
+        new = tuple.__new__  # as in `schedule`
         for index, (batch, last) in enumerate(batches, start=position + 1):
             last = last or index == self.rounds
             closes = last or index % self.shape.accumulation == 0
-            yield Micro(index - 1, index, 1.0, True, closes, index, batch_size_of(batch), last), batch
+            yield new(Micro, (index - 1, index, 1.0, True, closes, index, batch_size_of(batch), last)), batch
             if last:
                 return
 

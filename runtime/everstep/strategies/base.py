@@ -139,7 +139,11 @@ class Strategy:
 
     def all_true(self, flag: bool) -> bool:
         """Does every rank say so? A collective."""
-        return flag
+        return self.all_agree(flag)()
+
+    def all_agree(self, flag: bool) -> Callable[[], bool]:
+        """As `all_true`, but asks only: waiting for the others begins with the call of what is returned."""
+        return lambda: flag
 
     def broadcast(self, text: str) -> str:
         """Rank 0's text, on all ranks; a collective."""

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -78,12 +79,17 @@ class ParallelStrategy(Strategy):
         dist.all_gather(parts, tensor.detach().contiguous())
         return torch.stack(parts)
 
-    def all_true(self, flag: bool) -> bool:
+    def all_agree(self, flag: bool) -> Callable[[], bool]:
         if self.world_size == 1:
-            return flag
+            return super().all_agree(flag)
         answer = torch.tensor(int(flag))
-        dist.all_reduce(answer, dist.ReduceOp.MIN)
-        return bool(answer)
+        work = dist.all_reduce(answer, dist.ReduceOp.MIN, async_op=True)
+
+        def agreed() -> bool:
+            work.wait()
+            return bool(answer)
+
+        return agreed
 
     def broadcast(self, text: str) -> str:
         if self.world_size == 1:

@@ -211,6 +211,6 @@ class _Loader:
         samples = min(remade.rounds(world)[1], int(stop) * remade.batch_size * world)
 
         plan = evaluation(samples, remade.batch_size, world, strategy.data_rank)
-        for micro, batch in remade.planned(0, samples, plan, self._purpose):
+        for micro, batch in remade.planned(0, plan, self._purpose):
             self.indices = remade.indices(micro)
             yield micro.samples, batch

@@ -288,6 +288,7 @@ class Fit:
             source: Source = training_source(
                 loader, self.strategy, trainer.accumulate_grad_batches, trainer.limit_train_batches, self.seed,
                 divide=trainer.use_distributed_sampler, same_every_epoch=bool(trainer.overfit_batches),
+                resumable=not trainer.barebones,
             )  # fmt: skip
             self._source, self._loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, loader
             rounds = source.rounds

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import everstep as L
 
@@ -102,3 +102,12 @@ def data(samples: int = 22) -> TensorDataset:
 
 def loader(batch_size: int, samples: int = 22, **more: Any) -> DataLoader[Any]:
     return DataLoader(data(samples), batch_size=batch_size, **more)
+
+
+class Noise(IterableDataset[tuple[Tensor, Tensor]]):
+    """A stream that draws from its process's generators, longer on rank 0."""
+
+    def __iter__(self) -> Any:
+        rank = torch.distributed.get_rank()
+        for _ in range(14 if rank else 18):
+            yield torch.randn(3) + rank, torch.ones(1)

@@ -10,10 +10,11 @@ import torch._dynamo  # FSDP imports it in each rank; a fork has it already
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import everstep as L
+from everstep.callbacks import ModelCheckpoint
 from everstep.errors import ConfigurationError
 from everstep.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from tests.runtime.build import trainer
-from tests.runtime.strategies.models import Block, Blocks, Divided, Fails, OnMeta, loader
+from tests.runtime.strategies.models import Block, Blocks, Divided, Fails, Noise, OnMeta, loader
 
 pytestmark = pytest.mark.ranks
 
@@ -121,6 +122,26 @@ def test_c07_fewer_samples_than_ranks(tmp_path: Path) -> None:
         return module.last.weight.detach()
 
     assert torch.allclose(weights("ddp_fork", 3), weights("auto", 1), rtol=1e-4, atol=1e-6)
+
+
+def test_c07_streams_end_together_and_go_on_where_they_were(tmp_path: Path) -> None:
+    """Rank 0 has 9 batches and rank 1 has 7: an epoch has 7. Each draws its own noise, some batches ahead."""
+
+    def fit(ckpt_path: Path | None = None, **more: Any) -> tuple[dict[str, Any], int]:
+        L.seed_everything(5)
+        module = Blocks()
+        runner = trainer(tmp_path, strategy="ddp_fork", devices=2, accelerator="cpu", limit_val_batches=0, **more)
+        runner.fit(module, torch.utils.data.DataLoader(Noise(), batch_size=2), ckpt_path=ckpt_path)
+        return module.state_dict(), runner.global_step
+
+    keep = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    expected, steps = fit(callbacks=[keep])
+    assert steps == 14
+    for step in (3, 6, 9, 13):
+        found, steps = fit(tmp_path / f"step={step}.ckpt")
+        assert steps == 14
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), (step, name)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
