@@ -66,7 +66,7 @@ def test_a_killed_rank_is_a_restart_from_the_last_checkpoint(session: Make) -> N
 
 
 def test_killed_and_started_again_it_adopts_the_same_processes(session: Make) -> None:
-    tiny = session("--steps", "250")
+    tiny = session("--steps", "600")
     tiny.start()
     tiny.until(lambda: tiny.step > 20)
     ranks, uid = tiny.ranks(), tiny.object["metadata"]["uid"]
@@ -98,7 +98,7 @@ def test_killed_and_started_again_it_adopts_the_same_processes(session: Make) ->
     assert tiny.object["metadata"]["uid"] == uid
     assert tiny.object["spec"]["failurePolicy"]["maxRestarts"] == 3
     assert (tiny.status["restarts"]["total"], tiny.status["generation"]) == (0, 1)
-    assert tiny.saved() == [250, 250]
+    assert tiny.saved() == [600, 600]
 
 
 def test_killed_and_left_alone_nothing_is_left_and_it_resumes(session: Make) -> None:
