@@ -37,7 +37,8 @@ class AttributeDict(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max((len(str(key)) for key in self), default=0) + 3
-        return "\n".join(f"{f'{key!r}:':<{width}} {value}" for key, value in self.items())
+        values = {key: dict(value) if isinstance(value, AttributeDict) else value for key, value in self.items()}
+        return "\n".join(f"{f'{key!r}:':<{width}} {value}" for key, value in values.items())
 
 
 class Hyperparameters:

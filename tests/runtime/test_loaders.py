@@ -15,7 +15,7 @@ import everstep as L
 from everstep.errors import ConfigurationError
 from everstep.sampling.combined import CombinedLoader
 from everstep.sampling.loader import Remade
-from tests.runtime.build import Memory, Net, Validated, loader, trainer
+from tests.runtime.build import Memory, Net, Validated, data, loader, trainer
 from tests.runtime.peer import lightning, quiet
 from tests.runtime.test_arguments import Collects
 
@@ -175,7 +175,8 @@ def test_c16_the_way_out_works(tmp_path: Path) -> None:
     [
         (torch.ones(3), "the training loader is a Tensor: give a DataLoader"),
         ("data/", "the training loader is a str"),
-        (7, "the training loader is a int"),
+        (7, "the training loader is an int"),
+        (data(), r"a Dataset: give DataLoader\(dataset, batch_size=…\)"),
         ([], "an empty list"),
         ({"a": 7}, "a dict with a int inside"),
     ],

@@ -161,11 +161,25 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
     """
     place = as_place(place)
     checkpoint = read_data(place, map_location, mmap=mmap)
+    check(place, checkpoint)
+    return checkpoint  # type: ignore[no-any-return]
+
+
+def check(place: str, checkpoint: Any) -> None:
+    """
+    Raises:
+        ConfigurationError: it is no checkpoint of a Trainer, or a newer everstep wrote it.
+    """
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         has = f"a dict with {sorted(map(str, checkpoint))[:8]}" if isinstance(checkpoint, dict) else type(checkpoint)
         raise ConfigurationError(
             f'{place} is no checkpoint of a Trainer: it holds {has}, without "state_dict". Load weights alone with '
             "torch.load and load_state_dict"
+        )
+    if "global_step" not in checkpoint or "epoch" not in checkpoint:
+        raise ConfigurationError(
+            f'{place} has a "state_dict" but not where a training stood ("global_step", "epoch"): load the weights '
+            'alone, by model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])'
         )
     own = checkpoint.get("everstep", {})
     if own.get("format", 0) > FORMAT:
@@ -173,7 +187,6 @@ def read(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool 
             f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
             f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
         )
-    return checkpoint
 
 
 def read_data(place: str | os.PathLike[str], map_location: Any = None, *, mmap: bool = False) -> Any:
@@ -191,8 +204,10 @@ def read_data(place: str | os.PathLike[str], map_location: Any = None, *, mmap: 
         raise ConfigurationError(f"there is no checkpoint file {place}{_neighbours(place)}") from None
     except UnpicklingError as error:
         raise ConfigurationError(_needs_trust(place, str(error))) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise StorageError(f"{place} is damaged, or no checkpoint file: {str(error).splitlines()[0]}") from error
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
+        why = next(iter(str(error).splitlines()), "")
+        why = why if " " in why else "it is cut short, or was never one"  # torch tells a lone byte, or nothing
+        raise StorageError(f"{place} is damaged, or no checkpoint file: {why}") from error
     return _with_numpy(checkpoint)
 
 

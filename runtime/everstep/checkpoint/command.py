@@ -211,6 +211,7 @@ def _convert(args: argparse.Namespace) -> int:
         checkpoint, left_out = unpickled(ckpt.as_place(args.source))
         for what in left_out:
             print(f"everstep: left out, as it is no plain data: {what}", file=sys.stderr)
+        ckpt.check(args.source, checkpoint)
     else:
         checkpoint = _read(args.source, args.step)
     if args.target.endswith(".ckpt"):

@@ -54,7 +54,10 @@ def create(parameters: RendezvousParameters) -> "EverstepRendezvous":
     """
     host, colon, port = parameters.endpoint.rpartition(":")
     if not colon or not host or not port.isdigit():
-        raise ValueError(f"--rdzv-endpoint must be host:port of the coordinator, not {parameters.endpoint!r}")
+        raise ValueError(
+            f"--rdzv-endpoint must be host:port of the coordinator, not {parameters.endpoint!r}; "
+            "`everstep coordinator` starts one"
+        )
     token = parameters.get("token") or os.environ.get(env.TOKEN)
     if not token:
         raise ValueError(f"the coordinator wants the run's token: set {env.TOKEN}, or --rdzv-conf token=…")

@@ -1,6 +1,7 @@
 """What Trainer arguments may be. Everything that cannot work is refused here, before anything starts."""
 
 import math
+import os
 from typing import Any
 
 from everstep.errors import ConfigurationError
@@ -32,6 +33,14 @@ def check(given: dict[str, Any]) -> None:
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
+    folder = given["default_root_dir"]
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigurationError(f"default_root_dir={folder!r}: it has to be a path")
+    if isinstance(given["accumulate_grad_batches"], dict):
+        raise ConfigurationError(
+            f"accumulate_grad_batches={given['accumulate_grad_batches']}: it is one number; for one that changes by "
+            "epochs add the callback GradientAccumulationScheduler(scheduling={epoch: batches})"
+        )
     for name, least in _WHOLE.items():
         value = given[name]
         if value is None and name in _MAY_BE_NONE:

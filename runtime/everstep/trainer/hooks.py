@@ -83,6 +83,9 @@ HOOKS = (
     "on_train_batch_end", "on_train_epoch_end", "on_train_end", "on_fit_end",
     *_EVALUATION, *_OF_THE_MODULE, "teardown", "on_exception",
 )  # fmt: skip
+#: Not in the table: the loop calls the module's own.
+_OF_THE_LOOP = ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step",
+                "on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")  # fmt: skip
 MONITORS = "on_train_epoch_end of callbacks that monitor metrics"
 
 #: Hooks of older Lightnings that are gone in 2.6, and what took their place. Defining one would be a silent no-op.
@@ -94,6 +97,12 @@ GONE = {
     "validation_step_end": "on_validation_batch_end, or validation_step itself",
     "test_step_end": "on_test_batch_end, or test_step itself",
     "configure_sharded_model": "configure_model",
+    "on_configure_sharded_model": "setup",
+    "on_init_start": "setup",
+    "on_init_end": "setup",
+    "on_keyboard_interrupt": "on_exception",
+    "tbptt_split_batch": "training_step, with self.automatic_optimization = False",
+    "get_progress_bar_dict": "self.log, with prog_bar=True",
     "on_batch_start": "on_train_batch_start",
     "on_batch_end": "on_train_batch_end",
     "on_epoch_start": "on_train_epoch_start",
@@ -109,11 +118,12 @@ class Hooks:
     def __init__(self, trainer: Any, module: LightningModule, callbacks: Iterable[Callback], datamodule: Any) -> None:
         """
         Raises:
-            ConfigurationError: a hook is defined that is never called.
+            ConfigurationError: a hook is defined that is never called, or cannot be called with its arguments.
         """
         callbacks = tuple(callbacks)
         for owner in (module, *callbacks, *([datamodule] if datamodule is not None else [])):
             _refuse_gone(owner)
+            _check_arguments(owner)
         profiler: Profiler = trainer.profiler
         timed = profiler.timed
 
@@ -169,3 +179,32 @@ def _refuse_gone(owner: object) -> None:
                 f"{type(owner).__name__} defines {name}, which is never called: Lightning 2 has removed it. Move its "
                 f"work to {instead}"
             )
+
+
+def _check_arguments(owner: object) -> None:
+    """Before anything runs: a hook with the arguments of an earlier Lightning would fail in the middle of a fit."""
+    base = next(kind for kind in (LightningModule, LightningDataModule, Callback) if isinstance(owner, kind))
+    for name in (*HOOKS, *_OF_THE_LOOP):
+        known = getattr(base, name, None)
+        if known is None or not _overridden(owner, name, base):
+            continue
+        names, least, most = _arguments(known, bound=False)
+        try:
+            mine, mine_least, mine_most = _arguments(getattr(owner, name), bound=True)
+        except (TypeError, ValueError):  # of a builtin that does not tell
+            continue
+        if mine_least > most or mine_most < least:
+            raise ConfigurationError(
+                f"{type(owner).__name__}.{name}({', '.join(mine)}) cannot be called: it is given "
+                f"({', '.join(names)}). Lightning 2 has changed some hooks: take the others away"
+            )
+
+
+def _arguments(function: Callable[..., Any], *, bound: bool) -> tuple[list[str], int, float]:
+    """The names of its positional arguments, how many it has to be given, and how many it takes."""
+    found = list(inspect.signature(function).parameters.values())[0 if bound else 1 :]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    taken = [parameter for parameter in found if parameter.kind in kinds]
+    more = any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in found)
+    least = sum(parameter.default is inspect.Parameter.empty for parameter in taken)
+    return [parameter.name for parameter in taken], least, float("inf") if more else len(taken)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils.data import Dataset, IterableDataset
 
 from everstep.data import LightningDataModule
 from everstep.errors import ConfigurationError
@@ -72,6 +73,11 @@ def _check(loaders: Any, what: str, inside: str) -> None:
         for part in loaders.values() if isinstance(loaders, Mapping) else loaders:
             _check(part, what, kind)
         return
+    if isinstance(loaders, Dataset) and not isinstance(loaders, IterableDataset):
+        raise ConfigurationError(
+            f"the {what} loader is a {type(loaders).__name__}, a Dataset: give DataLoader(dataset, batch_size=…); if "
+            "its items are whole batches, DataLoader(dataset, batch_size=None)"
+        )
     batch = isinstance(loaders, torch.Tensor | str | bytes) or hasattr(loaders, "__array__")
     if not batch and (hasattr(loaders, "__iter__") or hasattr(loaders, "__getitem__")):
         return
@@ -81,4 +87,7 @@ def _check(loaders: Any, what: str, inside: str) -> None:
             f"the {what} loader is a {inside} with a {name} inside: a {inside} means several loaders, and a {name} is "
             "none. For a list of batches give DataLoader(batches, batch_size=None)"
         )
-    raise ConfigurationError(f"the {what} loader is a {name}: give a DataLoader, or another iterable of batches")
+    article = "an" if name[0] in "aeio" else "a"
+    raise ConfigurationError(
+        f"the {what} loader is {article} {name}: give a DataLoader, or another iterable of batches"
+    )

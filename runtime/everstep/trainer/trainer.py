@@ -33,7 +33,7 @@ from everstep.strategies import Strategy
 from everstep.strategies.place import place
 from everstep.strategies.rank import Rank
 from everstep.strategies.spawn import on_its_ranks
-from everstep.trainer import arguments
+from everstep.trainer import arguments, missing
 from everstep.trainer.ckpt_path import CkptPath
 from everstep.trainer.ckpt_path import load as load_ckpt
 from everstep.trainer.clock import Duration, seconds
@@ -662,6 +662,15 @@ class Trainer(Rank):
         if self.run.artifacts is not None and not self.fast_dev_run:
             self.run.artifacts.put(self._folders_of_loggers())
 
+    def __getattr__(self, name: str) -> Any:
+        """
+        Raises:
+            AttributeError: always, so that hasattr is False; says what to use instead of an attribute of Lightning's.
+        """
+        if name in missing.INSTEAD:
+            raise AttributeError(f"Everstep's Trainer has no {name}; use instead: {missing.INSTEAD[name]}")
+        return object.__getattribute__(self, name)  # raises what a property has raised, or that there is none
+
     # What hooks ask.
 
     def limit_batches(self, stage: Stage) -> int | float:
@@ -795,6 +804,8 @@ def _name_of(logger: Logger) -> str:
 
 
 def _check_module(model: Any) -> None:
+    if isinstance(model, type):
+        raise ConfigurationError(f"the model is the class {model.__name__}: give an instance, {model.__name__}(…)")
     if not isinstance(model, LightningModule):
         raise ConfigurationError(f"the model is a {type(model).__name__}: it has to be a LightningModule of Everstep")
 
@@ -804,7 +815,14 @@ def _loggers(logger: Logger | Iterable[Logger] | bool, root: Path) -> list[Logge
         return [CSVLogger(root)]
     if logger is False:
         return []
-    return [logger] if isinstance(logger, Logger) else list(logger)
+    given = [logger] if isinstance(logger, Logger | str) or not isinstance(logger, Iterable) else list(logger)
+    for one in given:
+        if not isinstance(one, Logger):
+            raise ConfigurationError(
+                f"logger={one!r}: give True, False or a Logger of everstep.loggers, such as TensorBoardLogger(), or a "
+                "list of such"
+            )
+    return given
 
 
 def _datamodule_or(loaders: Any, datamodule: LightningDataModule | None) -> tuple[Any, LightningDataModule | None]:
