@@ -67,7 +67,11 @@ def start() -> None:
         "spec": {"selector": {"app": "s3"}, "ports": [{"port": 8333}]},
     }
     data = [{"name": "data", "emptyDir": {}}]
-    for pod in (_pod("s3", server, volumes=data), _pod("toolbox", toolbox, terminationGracePeriodSeconds=0)):
+    # On the server's node, which the tests spare: bare pods do not come back.
+    beside = [{"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "s3"}}}]
+    affinity = {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": beside}}
+    tools = _pod("toolbox", toolbox, terminationGracePeriodSeconds=0, affinity=affinity)
+    for pod in (_pod("s3", server, volumes=data), tools):
         if get("pod", pod["metadata"]["name"], STORE) is None:
             apply(credentials(STORE), service, pod)
     kubectl("wait", "pod", "s3", "toolbox", "-n", STORE, "--for=condition=Ready", "--timeout=120s", timeout=130)

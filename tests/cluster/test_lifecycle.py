@@ -176,6 +176,7 @@ def test_uninstall_leaves_runs_alive_and_a_new_install_adopts_them(start: Start,
     values = helm("get", "values", RELEASE, "-n", SYSTEM, "-o", "yaml")
     helm("uninstall", RELEASE, "-n", SYSTEM, "--wait")
     assert get("crd", "trainingruns.everstep.dev") is not None
+    kubectl("delete", "lease", RELEASE, "-n", SYSTEM)  # the operator's own; the next one makes it anew
     assert run.pod(0)["status"]["phase"] == "Running"
     chart = str(ROOT / "charts" / "everstep")
     with_values = ROOT / "build" / "cluster-values.yaml"
