@@ -166,6 +166,16 @@ def test_s50_c09_the_metric_is_of_the_saved_weights(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step=12-score=0.3.ckpt", "step=18-score=0.4.ckpt", "step=6-score=0.5.ckpt"]
 
 
+def test_s50_c09_a_metric_of_an_epochs_end_is_waited_for(tmp_path: Path) -> None:
+    class Ends(Net):
+        def on_train_epoch_end(self) -> None:
+            self.log("score", SCORES[self.current_epoch])
+
+    keep = ModelCheckpoint(tmp_path, "{step}-{score:.1f}", "score", save_top_k=-1, every_n_train_steps=4)
+    trainer(tmp_path, callbacks=[keep], max_epochs=2).fit(Ends(), loader())
+    assert names(tmp_path) == ["step=12-score=0.3.ckpt", "step=6-score=0.5.ckpt"]
+
+
 def test_s50_a_metric_of_each_step(tmp_path: Path) -> None:
     keep = ModelCheckpoint(tmp_path, "{step}", "train_loss", save_top_k=-1, every_n_train_steps=4)
     fit(tmp_path, keep, max_epochs=2)
