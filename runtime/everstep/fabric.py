@@ -26,6 +26,7 @@ from everstep.accelerators import Accelerator
 from everstep.checkpoint import ckpt
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError
+from everstep.optimizer import WrappedOptimizer
 from everstep.precision import Precision
 from everstep.sampling.loader import RankPart, Remade, has_positions
 from everstep.strategies import Strategy
@@ -49,12 +50,13 @@ class Fabric(Rank):
         devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
         precision: int | str | Precision | None = None,
+        plugins: Any = None,
         callbacks: Any = None,
         loggers: Any = None,
     ) -> None:
         environment = Environment.read()
         seed.ensure_seeded(environment)
-        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision)
+        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision, plugins)
         self.callbacks = _listed(callbacks)
         self.loggers = _listed(loggers)
         self._launched = False
@@ -79,6 +81,11 @@ class Fabric(Rank):
         self.strategy.connect(Environment.read())
         self._launched = True
         return function(self, *args, **kwargs) if function is not None else None
+
+    @property
+    def logger(self) -> Any:
+        """The first of `loggers`; None: there is none."""
+        return self.loggers[0] if self.loggers else None
 
     @property
     def device(self) -> torch.device:
@@ -163,7 +170,7 @@ class Fabric(Rank):
         return made[0] if len(made) == 1 else made
 
     def _optimizer(self, optimizer: Optimizer) -> "FabricOptimizer":
-        return FabricOptimizer(optimizer, self.strategy.precision)
+        return FabricOptimizer(optimizer, self.strategy.precision.step)
 
     def setup_dataloaders(
         self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True
@@ -189,9 +196,15 @@ class Fabric(Rank):
         """The precision's context, for computations outside of a module's forward."""
         return self.strategy.precision.forward_context()
 
-    def init_module(self) -> AbstractContextManager[Any]:
-        """Layers that are made inside are in the precision, on this rank's device."""
-        return _both(self.strategy.precision.init_context(), self.device)
+    def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """Layers that are made inside are in the precision, on this rank's device; `empty_init`: without memory, which
+        `setup` gives them."""
+        device = torch.device("meta") if empty_init else self.device
+        return _both(self.strategy.precision.init_context(), device)
+
+    def init_tensor(self) -> AbstractContextManager[Any]:
+        """Tensors that are made inside are in the precision, on this rank's device."""
+        return self.init_module()
 
     # A step.
 
@@ -200,22 +213,24 @@ class Fabric(Rank):
         self.strategy.precision.backward(loss, *args, **kwargs)
 
     def clip_gradients(
-        self, module: Any, optimizer: Any, clip_val: float | None = None, max_norm: float | None = None
-    ) -> None:
-        """Clip the gradients of the optimizer's parameters: each to +-clip_val, or together to a 2-norm of max_norm.
+        self, module: Any, optimizer: Any, clip_val: float | None = None, max_norm: float | None = None,
+        norm_type: float = 2.0, error_if_nonfinite: bool = True,
+    ) -> Tensor | None:  # fmt: skip
+        """Clip the gradients of the optimizer's parameters: each to +-clip_val, or together to a norm of max_norm, and
+        return the norm before.
 
         Raises:
             ConfigurationError: both or none of them are given.
+            RuntimeError: the norm is NaN or infinite (`error_if_nonfinite`).
         """
         if (clip_val is None) == (max_norm is None):
             raise ConfigurationError("clip_gradients takes one of clip_val and max_norm")
         inner = optimizer.optimizer if isinstance(optimizer, FabricOptimizer) else optimizer
         self.strategy.precision.unscale(inner)
         if clip_val is not None:
-            self.strategy.clip_gradients(inner, clip_val, "value")
-        else:
-            assert max_norm is not None
-            self.strategy.clip_gradients(inner, max_norm, "norm")
+            return self.strategy.clip_gradients(inner, clip_val, "value")
+        assert max_norm is not None
+        return self.strategy.clip_gradients(inner, max_norm, "norm", norm_type, error_if_nonfinite)
 
     @contextmanager
     def no_backward_sync(self, module: "FabricModule", enabled: bool = True) -> Iterator[None]:
@@ -231,14 +246,24 @@ class Fabric(Rank):
 
     # Files.
 
-    def save(self, path: str | os.PathLike[str], state: dict[str, Any]) -> None:
+    def save(
+        self, path: str | os.PathLike[str], state: dict[str, Any],
+        filter: dict[str, Callable[[str, Any], bool]] | None = None,
+    ) -> None:  # fmt: skip
         """One file, at a path or a URL, of a dict of modules, optimizers, objects with state_dict, tensors and plain
         values. Rank 0 writes; sharded tensors are brought together first. A collective.
 
+        Args:
+            filter: by a key of `state`: (name, value) -> is this entry of its state_dict saved?
+
         Raises:
-            ConfigurationError: the state holds something that is no data; says where.
+            ConfigurationError: the state holds something that is no data, or a filter is for nothing in it; says what.
         """
         data = {key: self._state_of(value) for key, value in state.items()}
+        for key, keeps in (filter or {}).items():
+            if not isinstance(data.get(key), dict):
+                raise ConfigurationError(f"filter has {key!r}, but state has no dict or object with state_dict there")
+            data[key] = {name: value for name, value in data[key].items() if keeps(name, value)}
         tree, tensors = ckpt.data_of(self.strategy.gather(data))
         if self.is_global_zero:
             ckpt.write(ckpt.as_place(path), tree, tensors)
@@ -349,17 +374,8 @@ class FabricModule(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
 
-class FabricOptimizer:
-    """An optimizer whose step goes through the precision. Everything else is the optimizer's own."""
-
-    def __init__(self, optimizer: Optimizer, precision: Precision) -> None:
-        self.optimizer, self._precision = optimizer, precision
-
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        return self._precision.step(self.optimizer, closure)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.optimizer, name)
+class FabricOptimizer(WrappedOptimizer):
+    """An optimizer whose step goes through the precision."""
 
 
 class FabricLoader:
@@ -375,7 +391,8 @@ class FabricLoader:
         self._loader = RankPart(Remade(loader, run_seed), strategy, "fabric", training=True) if divided else loader
         self._strategy, self._move = strategy, move and strategy.root_device.type != "cpu"
         self._epoch = 0
-        self.dataset = getattr(loader, "dataset", None)
+        self.dataset, self.batch_size = getattr(loader, "dataset", None), getattr(loader, "batch_size", None)
+        self.sampler = _Sampler(getattr(loader, "sampler", ()), self)
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch = epoch
@@ -389,6 +406,19 @@ class FabricLoader:
         self._epoch += 1
         batches = iter(self._loader)
         return map(self._strategy.to_device, batches) if self._move else batches
+
+
+class _Sampler:
+    """The user's own, but for set_epoch, which a script calls on every rank to have another order in the next epoch."""
+
+    def __init__(self, sampler: Any, loader: FabricLoader) -> None:
+        self._sampler, self._loader = sampler, loader
+
+    def set_epoch(self, epoch: int) -> None:
+        self._loader.set_epoch(epoch)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
 
 
 def _in_rank(fabric: Fabric, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -1,5 +1,6 @@
 """Fabric: a loop of one's own on the same seams."""
 
+import copy
 import time
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader
 
 import everstep as L
 from everstep.errors import ConfigurationError
 from everstep.fabric import FabricModule
-from everstep.precision import ScaledPrecision
+from everstep.precision import ScaledPrecision, TruePrecision
 from everstep.strategies import FSDPStrategy
 from tests.runtime.strategies.models import Blocks, loader
 
@@ -139,6 +141,58 @@ def test_s11_precision_and_autocast() -> None:
     assert isinstance(model, FabricModule)
     with L.Fabric(accelerator="cpu", precision="64-true").init_module():
         assert nn.Linear(1, 1).weight.dtype is torch.float64
+
+
+def test_s11_its_optimizer_is_an_optimizer() -> None:
+    """A scheduler takes it, before and after setup, and what clips says the norm."""
+    fabric = L.Fabric(accelerator="cpu")
+    model, optimizer = fabric.setup(linear := nn.Linear(3, 1), torch.optim.SGD(linear.parameters(), lr=1.0))
+    assert isinstance(optimizer, torch.optim.Optimizer)
+    assert isinstance(copy.deepcopy(optimizer), torch.optim.SGD)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    fabric.backward(model(torch.ones(1, 3)).sum())
+    assert fabric.clip_gradients(model, optimizer, max_norm=0.5) == pytest.approx(2.0)
+    assert fabric.clip_gradients(model, optimizer, max_norm=0.5, norm_type=float("inf")) == pytest.approx(0.25)
+    before = linear.weight.clone()
+    optimizer.step()
+    scheduler.step()
+    assert torch.allclose(before - linear.weight, torch.full((1, 3), 0.25))
+    assert optimizer.param_groups[0]["lr"] == 0.5
+    linear.weight.grad = torch.full((1, 3), float("nan"))
+    with pytest.raises(RuntimeError, match="non-finite"):
+        fabric.clip_gradients(model, optimizer, max_norm=0.5)
+    assert fabric.clip_gradients(model, optimizer, max_norm=0.5, error_if_nonfinite=False).isnan()
+
+
+def test_s11_what_scripts_ask_of_it(tmp_path: Path) -> None:
+    fabric = L.Fabric(accelerator="cpu", plugins=TruePrecision("64-true"), loggers=["first", "second"])
+    assert fabric.logger == "first"
+    with fabric.init_tensor():
+        assert torch.zeros(1).dtype is torch.float64
+    with fabric.init_module(empty_init=True):
+        linear = nn.Linear(3, 1)
+    assert linear.weight.is_meta
+    model = fabric.setup(linear)
+    assert model.weight.device.type == "cpu"
+    assert model.weight.dtype is torch.float64
+    fabric.save(tmp_path / "a.ckpt", {"model": model}, filter={"model": lambda name, value: "bias" not in name})
+    assert list(fabric.load(tmp_path / "a.ckpt")["model"]) == ["weight"]
+    with pytest.raises(ConfigurationError, match="filter has 'x'"):
+        fabric.save(tmp_path / "a.ckpt", {"model": model}, filter={"x": lambda name, value: True})
+    with pytest.raises(ConfigurationError, match="plugins has a int"):
+        L.Fabric(accelerator="cpu", plugins=[3])
+
+
+def test_s11_an_epoch_may_be_set_at_the_sampler() -> None:
+    """As scripts for several ranks do: the same epoch has the same order."""
+    loader = L.Fabric(accelerator="cpu").setup_dataloaders(DataLoader(list(range(16)), batch_size=4, shuffle=True))
+    assert loader.batch_size == 4
+    assert loader.sampler.num_samples == 16
+    orders = []
+    for epoch in (3, 4, 3):
+        loader.sampler.set_epoch(epoch)
+        orders.append(torch.cat(list(loader)).tolist())
+    assert orders[0] == orders[2] != orders[1]
 
 
 def test_s11_an_overflow_skips_the_step() -> None:

@@ -71,13 +71,20 @@ class Strategy:
         """A batch on this rank's device. Not called where the device is the CPU and this not overridden."""
         return moved(batch, self.root_device)
 
-    def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:
-        """Clip the gradients of the optimizer's parameters together, in place."""
+    def clip_gradients(
+        self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm",
+        norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        """Clip the gradients of the optimizer's parameters together, in place. Returns their norm before, if by "norm".
+
+        Raises:
+            RuntimeError: the norm is NaN or infinite (`error_if_nonfinite`).
+        """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         if algorithm == "norm":
-            torch.nn.utils.clip_grad_norm_(parameters, value)
-        else:
-            torch.nn.utils.clip_grad_value_(parameters, value)
+            return torch.nn.utils.clip_grad_norm_(parameters, value, norm_type, error_if_nonfinite)
+        torch.nn.utils.clip_grad_value_(parameters, value)
+        return None
 
     def model_state(self, module: nn.Module) -> dict[str, Any]:
         """The module's state as the run's checkpoints take it: its own tensors, or this rank's shards (DTensors)."""

@@ -111,13 +111,17 @@ class DeepSpeedStrategy(ParallelStrategy):
     def wrap_evaluation(self, module: nn.Module, step: Callable[..., Any]) -> Callable[..., Any]:
         return self.wrap(module, step)
 
-    def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:
-        if algorithm == "value":
+    def clip_gradients(
+        self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm",
+        norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    ) -> Tensor | None:  # fmt: skip
+        if algorithm == "value" or norm_type != 2.0:
             raise ConfigurationError(
                 'gradient_clip_algorithm="value" does not go with strategy="deepspeed", which clips divided gradients '
-                'by their common norm: give "norm"'
+                'by their common 2-norm: give "norm"'
             )
-        self._engine.optimizer.clip_grad = value  # it clips as it steps
+        self._engine.optimizer.clip_grad = value  # it clips as it steps, and knows the norm then
+        return None
 
     def model_state(self, module: nn.Module) -> dict[str, Any]:
         return {name: _whole(value) for name, value in module.state_dict(keep_vars=True).items()}

@@ -169,12 +169,14 @@ class FSDPStrategy(ParallelStrategy):
             if wanted and hasattr(root, "set_requires_gradient_sync"):  # not where there is tensor parallelism alone
                 root.set_requires_gradient_sync(now)
 
-    def clip_gradients(self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm") -> None:
+    def clip_gradients(
+        self, optimizer: Optimizer, value: float, algorithm: Literal["norm", "value"] = "norm",
+        norm_type: float = 2.0, error_if_nonfinite: bool = False,
+    ) -> Tensor | None:  # fmt: skip
         if algorithm == "value":
             return super().clip_gradients(optimizer, value, algorithm)
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        clip_norm(gradients, value)
-        return None
+        return clip_norm(gradients, value, norm_type, error_if_nonfinite)
 
     # State.
 
@@ -209,8 +211,10 @@ class FSDPStrategy(ParallelStrategy):
         return tree
 
 
-def clip_norm(gradients: list[Tensor], value: float) -> Tensor:
-    """Scale gradients in place so that their common 2-norm is at most `value`. Returns the norm before.
+def clip_norm(
+    gradients: list[Tensor], value: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scale gradients in place so that their common norm is at most `value`. Returns the norm before.
 
     Shards may be on different meshes (tensor parallel ones on two axes, others on one): a norm for each, then one.
     """
@@ -220,9 +224,11 @@ def clip_norm(gradients: list[Tensor], value: float) -> Tensor:
         groups.setdefault(key, []).append(gradient)
     norms = []
     for group in groups.values():
-        norm = torch.nn.utils.get_total_norm(group)
+        norm = torch.nn.utils.get_total_norm(group, norm_type)
         norms.append(norm.full_tensor() if is_sharded(norm) else norm)  # type: ignore[attr-defined]
-    total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    total = torch.linalg.vector_norm(torch.stack(norms), norm_type) if norms else torch.zeros(())
+    if error_if_nonfinite and not torch.isfinite(total):
+        raise RuntimeError(f"the norm of the gradients is {float(total)}, so they cannot be clipped")
     scale = (value / (total + 1e-6)).clamp(max=1.0)
     for group in groups.values():
         for gradient in group:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from everstep.accelerators import Accelerator, choose_accelerator
 from everstep.environment import Environment
@@ -17,12 +18,26 @@ def place(
     num_nodes: int = 1,
     strategy: str | Strategy = "auto",
     precision: int | str | Precision | None = None,
+    plugins: Any = None,
 ) -> Strategy:
     """The strategy, with accelerator, devices and precision, for this process.
+
+    Args:
+        plugins: a Precision or a Strategy, or a list of such, as another way to give them.
 
     Raises:
         ConfigurationError: one of them is unknown, or they do not fit each other or what was started.
     """
+    for plugin in plugins if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []:
+        if isinstance(plugin, Precision):
+            precision = plugin
+        elif isinstance(plugin, Strategy):
+            strategy = plugin
+        else:
+            raise ConfigurationError(
+                f"plugins has a {type(plugin).__name__}: give a Precision or a Strategy. Environments are "
+                "recognised, and where checkpoints go is said by checkpoint.uri"
+            )
     device = choose_accelerator(accelerator)
     launched = environment.launched
     if devices == "auto" and launched:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from everstep.errors import ConfigurationError
+from everstep.optimizer import WrappedOptimizer
 from everstep.precision import Precision
 from everstep.trainer.hooks import Hooks, overridden
 
@@ -254,32 +255,20 @@ class Manual:
         self.loss = loss.detach(), 1.0
 
 
-class LightningOptimizer:
-    """An optimizer as a module sees it: `step` goes through precision and hooks and is counted in global_step.
-
-    Everything else is the optimizer's own; isinstance agrees.
-    """
+class LightningOptimizer(WrappedOptimizer):
+    """An optimizer as a module sees it: `step` goes through precision and hooks and is counted in global_step."""
 
     def __init__(self, optimizer: Optimizer, trainer: "Trainer") -> None:
-        self._optimizer, self._trainer = optimizer, trainer
-        self._step: Callable[..., Any] = trainer.precision_plugin.step
+        super().__init__(optimizer, trainer.precision_plugin.step)
+        self._trainer = trainer
         self._counts = True
 
     def uses(self, step: Callable[..., Any], counts: bool = True) -> None:
         """What `step` does: (optimizer, closure) -> anything. `counts`: in global_step, else the loop counts."""
         self._step, self._counts = step, counts
 
-    @property
-    def optimizer(self) -> Optimizer:
-        return self._optimizer
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        return type(self._optimizer)
-
     def step(self, closure: Callable[[], Any] | None = None, **kwargs: Any) -> Any:
-        """One optimizer step. `closure`: computes loss and gradients."""
-        result = self._step(self._optimizer, closure, **kwargs)
+        result = super().step(closure, **kwargs)
         if self._counts:
             self._trainer.global_step += 1
         return result
@@ -295,16 +284,6 @@ class LightningOptimizer:
         quiet = nullcontext() if sync_grad else trainer.strategy.without_sync()
         with quiet, only(parameters_of(self._optimizer), [parameters_of(o) for o in trainer.optimizers]):
             yield
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._optimizer, name)
-
-    def __reduce__(self) -> Any:
-        """Copied or pickled, as a part of a module, it is the optimizer: what counts steps belongs to a Trainer."""
-        return _itself, (self._optimizer,)
-
-    def __repr__(self) -> str:
-        return repr(self._optimizer)
 
 
 def for_listeners(outputs: Any, part: float = 1.0) -> Any:
@@ -325,7 +304,7 @@ def for_listeners(outputs: Any, part: float = 1.0) -> Any:
     return found
 
 
-def clipping(trainer: "Trainer", module: "LightningModule") -> Callable[[Optimizer], None] | None:
+def clipping(trainer: "Trainer", module: "LightningModule") -> Callable[[Optimizer], Any] | None:
     """What clips the gradients of an optimizer that is about to step; None: nothing does."""
     value, algorithm = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
     if overridden(module, "configure_gradient_clipping"):
@@ -347,10 +326,6 @@ def only(chosen: list[Tensor], several: list[list[Tensor]]) -> Iterator[None]:
     finally:
         for parameter in others.values():
             parameter.requires_grad = True
-
-
-def _itself(optimizer: Optimizer) -> Optimizer:
-    return optimizer
 
 
 def parameters_of(optimizer: Optimizer) -> list[Tensor]:

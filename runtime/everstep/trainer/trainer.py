@@ -159,17 +159,7 @@ class Trainer(Rank):
         self.run = run or process_run()
         environment = self.run.environment
         seed.ensure_seeded(environment)
-        for plugin in plugins if isinstance(plugins, list | tuple) else [plugins] if plugins is not None else []:
-            if isinstance(plugin, Precision):
-                precision = plugin
-            elif isinstance(plugin, Strategy):
-                strategy = plugin
-            else:
-                raise ConfigurationError(
-                    f"plugins has a {type(plugin).__name__}: give a Precision or a Strategy. Environments are "
-                    "recognised, and where checkpoints go is said by checkpoint.uri"
-                )
-        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision)
+        self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision, plugins)
         self.precision_plugin = self.strategy.precision
         self.strategy.sync_batchnorm = sync_batchnorm
         self._set_algorithms(deterministic, benchmark)
