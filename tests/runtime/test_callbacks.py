@@ -343,7 +343,7 @@ def test_s78_a_bar_fetches_values_only_when_it_redraws(tmp_path: Path) -> None:
 
     class Module(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            self.trainer.progress_bar_metrics["x"] = torch.ones(()).as_subclass(Counted)
+            self.trainer.logs.progress_bar_metrics["x"] = torch.ones(()).as_subclass(Counted)
             return self.loss(batch)
 
     bar = ProgressBar(refresh_seconds=1e9, stream=Terminal())

@@ -1,9 +1,11 @@
 """What hooks are given and find is what Lightning shows them: both libraries run the same script."""
 
 import copy
+import importlib
 import io
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ def net_of(library: Any) -> Any:
         def loss(self, batch: Any) -> Any:
             return mse_loss(self.layer(self.drop(batch[0])), batch[1])
 
+        def forward(self, batch: Any) -> Any:
+            return self.layer(batch[0])
+
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return self.loss(batch)
 
@@ -56,7 +61,7 @@ def net_of(library: Any) -> Any:
 
 
 def plain(values: Any) -> dict[str, float]:
-    return {name: round(float(value), 5) for name, value in values.items()}
+    return {name: round(float(value), 4) for name, value in values.items()}
 
 
 # Outputs.
@@ -135,6 +140,168 @@ def test_s70_an_evaluations_metrics_are_there_at_its_epochs_end(tmp_path: Path) 
     expected, ours = both(tmp_path, script)
     assert len(ours) == 2 + 2 * 2 + 1, "the sanity check, two epochs, the test"
     assert ours == pytest.approx(expected)
+
+
+def test_s70_metrics_of_a_trainer_are_lightnings_at_every_moment(tmp_path: Path) -> None:
+    def script(library: Any, make: Any) -> Any:
+        class Logs(net_of(library)):  # type: ignore[misc]
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                loss = self.loss(batch)
+                self.log("loss", loss, on_epoch=True, prog_bar=True)
+                self.log("quiet", loss, logger=False)
+                return loss
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                self.log("val_loss", self.loss(batch), on_step=True, on_epoch=True, prog_bar=True)
+
+            def on_train_start(self) -> None:
+                self.log("once", 3.0)
+
+            def look(self) -> None:
+                for name, kind in (("logged_metrics", torch.Tensor), ("progress_bar_metrics", float)):
+                    values = {n: v for n, v in getattr(self.trainer, name).items() if n != "v_num"}
+                    assert all(isinstance(value, kind) for value in values.values())
+                    self.seen.append(plain(values))
+
+            def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+                if batch_idx == 1:  # no log step
+                    self.seen.append(plain(self.trainer.logged_metrics))
+
+            def on_train_epoch_end(self) -> None:
+                self.look()
+
+            def on_validation_end(self) -> None:
+                self.look()
+
+        net, runner = Logs(), make()
+        runner.fit(net, loader(), loader())
+        net.look()
+        return net.seen
+
+    expected, ours = both(tmp_path, script)
+    assert len(ours) == 2 * (1 + 2 + 2) + 2 + 2
+    assert ours == expected
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_fit_start", "on_train_end", "on_fit_end", "on_validation_end", "on_predict_epoch_end", "predict_step"]
+)
+def test_s70_where_nothing_can_be_logged_that_is_said(tmp_path: Path, hook: str) -> None:
+    def script(library: Any, make: Any) -> Any:
+        class Late(net_of(library)):  # type: ignore[misc]
+            def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+        net = Late()
+        setattr(net, hook, lambda *args: net.log("value", 1.0))
+        call = partial(make().predict, net) if "predict" in hook else partial(make().fit, net, val_dataloaders=loader())
+        with pytest.raises(Exception, match=r"self\.log") as raised:
+            call(loader())
+        return raised.type.__name__
+
+    assert both(tmp_path, script) == ("MisconfigurationException", "ConfigurationError")
+
+
+def test_s76_each_loader_has_its_own_results(tmp_path: Path) -> None:
+    def script(library: Any, make: Any) -> Any:
+        class Tested(net_of(library)):  # type: ignore[misc]
+            def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+                self.log(f"of_{dataloader_idx}", float(dataloader_idx), add_dataloader_idx=False)
+                self.log("loss", self.loss(batch))
+
+            def on_test_epoch_end(self) -> None:
+                self.log("all", 7.0)
+
+        return [plain(each) for each in make().test(Tested(), [loader(), loader(8)], verbose=False)]
+
+    expected, ours = both(tmp_path, script)
+    assert ours == expected
+    assert [set(each) for each in ours] == [
+        {"of_0", "loss/dataloader_idx_0", "all"},
+        {"of_1", "loss/dataloader_idx_1", "all"},
+    ]
+
+
+# Loggers.
+
+
+def test_s05_values_of_evaluations_have_lightnings_steps_and_a_logger_of_ones_own_is_told(tmp_path: Path) -> None:
+    def script(library: Any, make: Any) -> Any:
+        base: Any = lightning.loggers.logger.Logger if library is lightning else L.loggers.Logger
+        told: list[Any] = []
+
+        class Own(base):  # type: ignore[misc]
+            name = version = "own"
+
+            def log_metrics(self, metrics: Any, step: Any = None) -> None:
+                told.append((sorted(set(metrics) - {"epoch"}), step))
+
+            def save(self) -> None:
+                told.append("save")
+
+            def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
+
+            def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+                told.append(("saved", Path(checkpoint_callback.best_model_path).exists()))
+
+        class Logs(net_of(library)):  # type: ignore[misc]
+            def validation_step(self, batch: Any, batch_idx: int) -> None:
+                self.log("val", self.loss(batch), on_step=True, on_epoch=True)
+
+            def test_step(self, batch: Any, batch_idx: int) -> None:
+                self.log("test", self.loss(batch))
+
+        folder = tmp_path / library.__name__
+        keep = library.callbacks.ModelCheckpoint(folder, save_last=True)
+        net, runner = Logs(), make(logger=Own(), enable_checkpointing=True, callbacks=[keep])
+        runner.fit(net, loader(), loader(8))
+        runner.test(net, loader(), verbose=False)
+        told.pop()  # at the end of the test
+        return told
+
+    expected, ours = both(tmp_path, script)
+    assert (["val_step"], 3) in ours
+    assert ours[-2] == (["test"], 12)
+    assert ours == expected
+
+
+# What a Trainer is doing.
+
+
+def test_s121_the_state_of_a_trainer(tmp_path: Path) -> None:
+    def script(library: Any, make: Any) -> Any:
+        states = importlib.import_module(
+            "lightning.pytorch.trainer.states" if library is lightning else "everstep.trainer.states"
+        )
+
+        class Looks(net_of(library)):  # type: ignore[misc]
+            def look(self) -> None:
+                runner = self.trainer
+                asked = ("training", "validating", "sanity_checking", "testing", "predicting", "evaluating")
+                state = runner.state
+                self.seen.append([name for name in asked if getattr(runner, name)])
+                self.seen.append((str(state.status.value), state.fn.value, state.stage and state.stage.value))
+                self.seen.append((state.finished, state.stopped, state.fn == states.TrainerFn.FITTING))
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+            def test_step(self, batch: Any, batch_idx: int) -> None: ...
+
+            on_fit_start = on_validation_start = on_train_epoch_end = on_test_start = on_predict_start = look
+
+        net, runner = Looks(), make(max_epochs=1)
+        runner.fit(net, loader(), loader())
+        net.look()
+        runner.validate(net, loader(), verbose=False)
+        runner.test(net, loader(), verbose=False)
+        runner.predict(net, loader())
+        net.test_step = lambda *args: 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            runner.test(net, loader(), verbose=False)
+        net.look()
+        return net.seen
+
+    expected, ours = both(tmp_path, script)
+    assert ours == expected
 
 
 # Random numbers.

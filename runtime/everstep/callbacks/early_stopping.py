@@ -82,7 +82,7 @@ class EarlyStopping(Callback):
             self._check(trainer)
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        if not self._check_on_train_epoch_end and trainer.state == "fit" and not trainer.sanity_checking:
+        if not self._check_on_train_epoch_end and trainer.fitting and not trainer.sanity_checking:
             self._check(trainer)
 
     def _check(self, trainer: "Trainer") -> None:

@@ -143,7 +143,7 @@ class BaseFinetuning(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The groups are added again, before the optimizers' states are loaded."""
         trainer = self._trainer
-        if trainer is None or trainer.state != "fit" or trainer.lightning_module is None:
+        if trainer is None or not trainer.fitting or trainer.lightning_module is None:
             return
         parameters = dict(trainer.lightning_module.named_parameters())
         for group in state_dict["groups"]:

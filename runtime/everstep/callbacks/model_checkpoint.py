@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from everstep import unknown_arguments
 from everstep.callbacks.base import Callback
 from everstep.checkpoint import ckpt
 from everstep.errors import ConfigurationError
+from everstep.loggers.base import Logger
 
 if TYPE_CHECKING:
     import os
@@ -195,7 +197,7 @@ class ModelCheckpoint(Checkpoint):
                 self._ask(trainer)
 
     def on_validation_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        if trainer.state == "fit" and not trainer.sanity_checking:
+        if trainer.fitting and not trainer.sanity_checking:
             self._validated = True
             due = not self._at_epoch_end(trainer) and self._due_in(trainer.current_epoch)
             if due or self._waiting:
@@ -211,7 +213,7 @@ class ModelCheckpoint(Checkpoint):
             self._missing(trainer)
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
-        if self.save_on_exception and trainer.state == "fit" and trainer.global_step != self._saved_step:
+        if self.save_on_exception and trainer.fitting and trainer.global_step != self._saved_step:
             metrics = self._metrics(trainer, trainer.current_epoch)
             place = self._free(trainer, metrics, self.filename)
             trainer.save_checkpoint(place, self.save_weights_only)
@@ -298,6 +300,9 @@ class ModelCheckpoint(Checkpoint):
         self.current_path = place
         self._saved_step = trainer.global_step
         trainer.keeper.save(place, self.save_weights_only)
+        for logger in trainer.loggers:
+            if type(logger).after_save_checkpoint is not Logger.after_save_checkpoint:
+                trainer.keeper.waited_for(partial(logger.after_save_checkpoint, self))
 
     def _drop(self, trainer: "Trainer", place: str, instead: str) -> None:
         """Delete what another file replaces; never what the fit was resumed from, nor what lies elsewhere."""

@@ -29,6 +29,6 @@ class OnExceptionCheckpoint(Checkpoint):
         return ckpt.join(self.dirpath, self.filename + self.FILE_EXTENSION)
 
     def on_exception(self, trainer: "Trainer", pl_module: "LightningModule", exception: BaseException) -> None:
-        if trainer.state == "fit":
+        if trainer.fitting:
             trainer.save_checkpoint(self.ckpt_path)
             trainer.print(f"everstep: {type(exception).__name__} was raised; saved {self.ckpt_path}")

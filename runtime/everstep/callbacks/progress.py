@@ -181,7 +181,7 @@ class ProgressBar(Callback):
 
 
 def _values(trainer: "Trainer") -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.progress_bar_metrics.items()}
+    return trainer.progress_bar_metrics
 
 
 def _line(bar: Bar, values: dict[str, float]) -> str:

@@ -130,5 +130,5 @@ class StochasticWeightAveraging(WeightAveraging):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.n_averaged = state_dict["n_averaged"]
         self._average = state_dict.get("average")
-        if state_dict["began"] and not self._began and self._trainer is not None and self._trainer.state == "fit":
+        if state_dict["began"] and not self._began and self._trainer is not None and self._trainer.fitting:
             self._begin(self._trainer)  # before the schedulers' states are loaded

@@ -68,7 +68,7 @@ class WeightAveraging(Callback):
             self._current = None
 
     def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        if self.n_averaged and trainer.state == "fit":
+        if self.n_averaged and trainer.fitting:
             self._current = {name: value.clone() for name, value in self._weights(pl_module).items()}
             self._put(pl_module)
 
@@ -113,7 +113,7 @@ class WeightAveraging(Callback):
         self.n_averaged = state_dict["n_averaged"]
 
     def on_save_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
-        if self._average is None or not self.n_averaged or trainer.state != "fit":
+        if self._average is None or not self.n_averaged or not trainer.fitting:
             return
         current = checkpoint["state_dict"]
         checkpoint["current_model_state"] = current
@@ -121,7 +121,7 @@ class WeightAveraging(Callback):
 
     def on_load_checkpoint(self, trainer: "Trainer", pl_module: "LightningModule", checkpoint: dict[str, Any]) -> None:
         current = checkpoint.get("current_model_state")
-        if trainer.state != "fit" or current is None:
+        if not trainer.fitting or current is None:
             return
         self._average = {name: self._kept(value) for name, value in self._weights(pl_module).items()}
         trainer.strategy.load_model_state(pl_module, current, True)

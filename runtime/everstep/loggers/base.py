@@ -11,6 +11,9 @@ from everstep.errors import ConfigurationError
 class Logger:
     """Override `log_metrics`; the rest as needed. The base class forgets everything."""
 
+    #: It writes at its own pace. False: `save` is called whenever something was logged.
+    saves_itself = False
+
     @property
     def name(self) -> str | None:
         return None
@@ -51,6 +54,9 @@ class Logger:
 
     def save(self) -> None:
         """Write what is still in memory."""
+
+    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
+        """A ModelCheckpoint has written a file, which is there. The training waits for it where this is overridden."""
 
     def finalize(self, status: str) -> None:
         """A Trainer call has ended: "success" or "failed"."""

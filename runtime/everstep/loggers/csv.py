@@ -15,6 +15,8 @@ class CSVLogger(FolderLogger):
     Rows are kept in memory and written every `flush_logs_every_n_steps` rows, at checkpoints and at the end.
     """
 
+    saves_itself = True
+
     def __init__(
         self,
         save_dir: str | os.PathLike[str] = ".",

@@ -40,6 +40,8 @@ def tell_loggers(trainer: "Trainer", module: "LightningModule", datamodule: "Lig
             logger.log_hyperparams(params)
         logger.log_code(code_version())
         logger.log_graph(module)
+        if not logger.saves_itself:
+            logger.save()
 
 
 def plain(value: Any) -> Any:

@@ -24,6 +24,8 @@ class TensorBoardLogger(FolderLogger):
         kwargs: of torch.utils.tensorboard.SummaryWriter, such as flush_secs.
     """
 
+    saves_itself = True
+
     def __init__(
         self,
         save_dir: str | os.PathLike[str] = ".",

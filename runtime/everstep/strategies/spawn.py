@@ -73,7 +73,14 @@ def _trainer_call(call: _Call) -> dict[str, Any]:
     outcome: dict[str, Any] = {"result": getattr(trainer, call.verb)(*call.args, **call.kwargs)}
     weights = trainer.strategy.gather(trainer.strategy.model_state(trainer.lightning_module))  # a collective
     if trainer.is_global_zero:
-        numbers = ("global_step", "batches_that_stepped", "current_epoch", "should_stop", "num_training_batches")
+        numbers = (
+            "global_step",
+            "batches_that_stepped",
+            "current_epoch",
+            "should_stop",
+            "num_training_batches",
+            "state",
+        )
         metrics = ("callback_metrics", "logged_metrics", "progress_bar_metrics")
         outcome |= {
             "weights": weights,

@@ -58,7 +58,7 @@ def _of_file(trainer: "Trainer", place: str) -> Loaded:
     ranks = checkpoint.get("everstep", {}).pop("ranks", [])
     rank = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
     step = checkpoint["global_step"]
-    if "everstep" not in checkpoint and trainer.state == "fit":
+    if "everstep" not in checkpoint and trainer.fitting:
         trainer.print(
             f"everstep: {place} is Lightning {checkpoint.get('pytorch-lightning_version', '')}'s: weights, optimizers, "
             "schedulers, callbacks and the place in the data come from it; it holds no random states and no half-done "
@@ -167,7 +167,7 @@ def _nothing_yet(trainer: "Trainer", message: str) -> str:
     Raises:
         ConfigurationError: the call cannot begin without.
     """
-    if trainer.state != "fit":
+    if not trainer.fitting:
         raise ConfigurationError(message)
     warnings.warn(f"{message}. The fit begins anew", stacklevel=2)
     return ""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from everstep.compiled import compiled
 from everstep.errors import ConfigurationError
@@ -37,6 +38,7 @@ class Evaluation:
         self._made: list[_Loader] | None = None
         self.keep = False
         self.outputs: list[list[Any]] = []
+        self.seen: list[int] = []  # batches of each loader, of all runs: the steps of what is logged by batch
         self.batch_indices: list[list[list[int] | None]] = []
         function = getattr(module, f"{stage}_step")
         self._arguments = positional(function)
@@ -86,7 +88,7 @@ class Evaluation:
         loaders = self.loaders
         modes = [(part, part.training) for part in module.modules()]
         mode, outer = logs.mode, logs.begin_evaluation()
-        logs.mode = False
+        logs.mode = None if stage == "predict" else False
         self.keep, self.batch_indices, self.outputs = keep, [], []
         if stage == "predict":
             trainer.predictions, trainer.prediction_indices = self.outputs, self.batch_indices
@@ -109,9 +111,11 @@ class Evaluation:
                 hooks.call(f"on_{stage}_epoch_end")
                 values.update(logs.reduce_epoch())  # what the hooks have logged
                 if not trainer.sanity_checking:
-                    logs.send_epoch(values, max(trainer.batches_that_stepped - 1, 0), trainer.current_epoch)
+                    within = int(trainer.fitting)  # in a fit it belongs to the latest step
+                    logs.send_epoch(values, max(trainer.batches_that_stepped - within, 0), trainer.current_epoch)
+                logs.mode = None
                 hooks.call(f"on_{stage}_end")
-                results = self._by_loader(logs.named_for_people(values))
+                results = [logs.named_for_people(part) for part in self._by_loader(values)]
         finally:
             logs.end_evaluation(outer)
             logs.mode = mode
@@ -132,7 +136,8 @@ class Evaluation:
         several = len(self.loaders) > 1
         wants_index, wants_number = self._arguments > 1, several or self._arguments > 2
         logs.suffix = f"/dataloader_idx_{number}" if several else ""
-        in_fit = stage == "validation" and self.trainer.state == "fit"
+        in_fit = self.trainer.fitting
+        self.seen.extend([0] * (number + 1 - len(self.seen)))
         for index, (samples, batch) in enumerate(loader.batches(most)):
             if not in_fit:
                 self.trainer.run.check_stop()
@@ -150,17 +155,26 @@ class Evaluation:
             for listener in batch_end:
                 listener(output, batch, index, number)
             if not self.trainer.sanity_checking:
-                logs.send_step(index, self.trainer.current_epoch)
+                logs.send_step(self.seen[number], self.trainer.current_epoch)
+                self.seen[number] += 1
             if self.keep:
                 outputs.append(output)
 
-    def _by_loader(self, values: dict[str, float]) -> list[dict[str, float]]:
+    def _by_loader(self, values: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+        """What was logged while a loader was read is of that loader, the rest of all."""
         if len(self.loaders) == 1:
             return [values]
+        by_suffix = self.trainer.logs.names_of_loaders
+        of_one = {name for names in by_suffix.values() for name in names}
         return [
-            {name: value for name, value in values.items() if name.endswith(f"/dataloader_idx_{index}")}
-            | {name: value for name, value in values.items() if "/dataloader_idx_" not in name}
-            for index in range(len(self.loaders))
+            {
+                name: value
+                for name, value in values.items()
+                if name in by_suffix.get(suffix, ())
+                or name.endswith(suffix)
+                or not (name in of_one or "/dataloader_idx_" in name)
+            }
+            for suffix in (f"/dataloader_idx_{index}" for index in range(len(self.loaders)))
         ]
 
 

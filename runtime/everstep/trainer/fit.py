@@ -18,6 +18,7 @@ from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual,
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
 from everstep.trainer.state import dump, load
+from everstep.trainer.states import RunningStage
 from everstep.trainer.stopping import Stopping
 from everstep.trainer.transfer import Transfer
 from everstep.trainer.waiting import watched
@@ -61,6 +62,7 @@ class Fit:
 
     def run(self) -> None:
         trainer, hooks = self.trainer, self.hooks
+        self.logs.begin_epoch()
         trainer.optimizers, trainer.lr_scheduler_configs = configure(self.module, trainer)
         trainer.lightning_optimizers = [LightningOptimizer(optimizer, trainer) for optimizer in trainer.optimizers]
         hooks.call("on_fit_start")
@@ -81,11 +83,13 @@ class Fit:
         if self.validation is not None and self._epoch_validates:
             self.validation.make_loaders()
         self.run_.stage(Stage.TRAINING)
+        self.logs.mode = False
         self.hooks.call("on_train_start")
         trainer.keeper.begin(self)
         while not self.stopping.finished:
             self._epoch()
         trainer.keeper.end()
+        self.logs.mode = None
         self.hooks.call("on_train_end")
         self.strategy.align_buffers(self.module)
 
@@ -96,8 +100,6 @@ class Fit:
         if self.restored is not None:
             self.run_.set_rng(self.restored)  # after everything that draws numbers on the way here
             self.restored = None
-        elif not self.position:
-            logs.begin_epoch()
         self._boundary()
         if batches is None:
             self._reload()
@@ -263,7 +265,7 @@ class Fit:
             epoch=trainer.current_epoch,
             max_steps=self._max_steps(),
             samples=self.seen,
-            metrics=self.logs.logged_metrics,
+            metrics=self.logs.sent,
             learning_rate=self._learning_rate(),
             force=force,
         )
@@ -398,11 +400,11 @@ class Fit:
     def _sanity_check(self, validation: Evaluation) -> None:
         """A few batches of validation, to find errors early. Leaves no trace: no metrics, no random numbers drawn."""
         before = rng.get_state()
-        self.trainer.sanity_checking = True
+        self.trainer.state.stage = RunningStage.SANITY_CHECKING
         self.hooks.call("on_sanity_check_start")
         validation.run(self.trainer.num_sanity_val_steps)
         self.hooks.call("on_sanity_check_end")
-        self.trainer.sanity_checking = False
+        self.trainer.state.stage = RunningStage.TRAINING
         self.logs.forget()
         rng.set_state(before)
 
@@ -415,7 +417,9 @@ class Fit:
                 self.module.zero_grad()  # memory for the validation
         self.strategy.align_buffers(self.module)
         self.run_.stage(Stage.EVALUATING)
+        self.trainer.state.stage = RunningStage.VALIDATING
         self.validation.run()
+        self.trainer.state.stage = RunningStage.TRAINING
         self.validated_step = self.trainer.global_step - self.first_step
         self.run_.stage(Stage.TRAINING)
         self.logs.mode = True

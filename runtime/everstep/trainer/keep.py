@@ -30,6 +30,7 @@ class Keeper:
         self.pending: list[Callable[[], None]] = []
         self._places: dict[bool, list[str]] = {False: [], True: []}  # by weights_only
         self._after: list[Callable[[], Any]] = []
+        self._awaited: list[Callable[[], Any]] = []
         self._writer = CkptWriter()
 
     def begin(self, fit: "Fit") -> None:
@@ -66,6 +67,10 @@ class Keeper:
         if self.trainer.is_global_zero:
             self._writer.later(work)
 
+    def waited_for(self, work: Callable[[], Any]) -> None:
+        """As `afterwards`, but the training waits, and the work is done by its own thread."""
+        self._awaited.append(work)
+
     def flush(self) -> None:
         """The moment between two steps."""
         pending, self.pending = self.pending, []
@@ -83,6 +88,11 @@ class Keeper:
         if self.trainer.is_global_zero:
             for work in after:
                 self._writer.later(work)
+        awaited, self._awaited = self._awaited, []
+        if awaited and self.trainer.is_global_zero:
+            self._writer.wait()
+            for work in awaited:
+                work()
 
     def save_now(self, place: str, weights_only: bool) -> None:
         """Write it before this returns, without a copy of the state."""

@@ -13,6 +13,7 @@ from everstep.metrics import objects as metric_objects
 from everstep.strategies import Strategy
 
 _REDUCTIONS = ("mean", "sum", "min", "max")
+_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "sync_dist", "a metric object")
 _EPOCH_VALUE = torch.float64  # sums of many small numbers
 
 
@@ -23,12 +24,13 @@ class Logs:
         self.strategy = strategy
         self.loggers = loggers
         self.callback_metrics: dict[str, Tensor] = {}
-        self.logged_metrics: dict[str, float] = {}
+        self.logged_metrics: dict[str, Tensor] = {}
+        self.sent: dict[str, float] = {}  # the latest of what went to the loggers, as numbers
         self.progress_bar_metrics: dict[str, Tensor] = {}
-        self.mode: bool | None = None  # True: on_step by default, False: on_epoch, None: no call is running
-        self.evaluating = False
+        self.mode: bool | None = None  # True: on_step by default, False: on_epoch, None: nothing can be logged
         self.samples = 1  # of the present batch: the default weight
         self.suffix = ""  # of the present dataloader, if there are several
+        self.names_of_loaders: dict[str, set[str]] = {}  # by suffix: what the present evaluation has logged of each
         self._named: dict[str, _Named] = {}
         self._step: dict[str, _Named] = {}  # logged in the present step and meant for the loggers
         self._undo: dict[str, Any] = {}  # states of metric objects before a repeated sample
@@ -52,7 +54,11 @@ class Logs:
     ) -> None:
         mode = self.mode
         if mode is None:
-            raise ConfigurationError(f"self.log({name!r}) outside of a Trainer call: it belongs in a hook or a *_step")
+            raise ConfigurationError(
+                f"self.log({name!r}) belongs to no epoch here: call it in a *_step, or in a hook from on_train_start "
+                "(on_validation_start, on_test_start) to on_*_epoch_end. Elsewhere give a logger its values: "
+                "self.logger.log_metrics({…})"
+            )
         if rank_zero_only:
             if self.strategy.rank != 0:
                 return
@@ -61,11 +67,13 @@ class Logs:
             on_step = mode
         if on_epoch is None:
             on_epoch = not mode
-        if self.suffix and add_dataloader_idx:
-            name += self.suffix
+        if self.suffix:
+            if add_dataloader_idx:
+                name += self.suffix
+            self.names_of_loaders.setdefault(self.suffix, set()).add(name)
         options = (prog_bar, logger is not False, on_step, on_epoch, reduce_fx, sync_dist)
         named = self._named.get(name)
-        if named is None or named.options != options:
+        if named is None or named.given != options:
             named = self._introduce(name, value, options, metric_attribute)
         if named.metric is not None:
             value = self._metric_value(named, value)
@@ -138,10 +146,13 @@ class Logs:
             if metric:
                 known.metric, known.attribute = value, attribute or self._attribute_of(name, value)
         elif known.options != normal or metric is not (known.metric is not None):
+            before, now = (*known.options, known.metric is not None), (*normal, metric)
+            differing = ", ".join(f"{o} {b} and {n}" for o, b, n in zip(_OPTIONS, before, now, strict=True) if b != n)
             raise ConfigurationError(
-                f"self.log({name!r}) is called with different arguments in one epoch: {known.options} and {normal} "
-                "(prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist); give one of the values another name"
+                f"self.log({name!r}) is called with different arguments in one epoch: {differing}. Give one of the "
+                "values another name"
             )
+        known.given = options
         return known
 
     def _attribute_of(self, name: str, metric: Any) -> str:
@@ -157,7 +168,7 @@ class Logs:
 
     def forget(self) -> None:
         """The latest values, as a Trainer call begins: what is seen then is of this call."""
-        for seen in (self.callback_metrics, self.logged_metrics, self.progress_bar_metrics):
+        for seen in (self.callback_metrics, self.logged_metrics, self.progress_bar_metrics, self.sent):
             seen.clear()
 
     def numbers(self) -> dict[str, float]:
@@ -184,7 +195,7 @@ class Logs:
             for name in shared:
                 values[name] = self._over_ranks(self._step[name])
                 self.callback_metrics[name] = values[name]
-        self.send(_fetched(values), step, epoch)
+        self.send(fetched(values), step, epoch)
 
     def _over_ranks(self, named: "_Named") -> Tensor:
         value = named.latest.to(_EPOCH_VALUE).reshape(1)
@@ -209,19 +220,21 @@ class Logs:
                 values[name] = self.callback_metrics[name] = value
                 if named.on_step:
                     self.callback_metrics[named.epoch_name] = value
+                if named.logger:
+                    self.logged_metrics[named.epoch_name] = value
                 if named.prog_bar:
                     self.progress_bar_metrics[named.epoch_name] = value
         return values
 
     def named_for_people(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Epoch values as numbers, under the names that loggers give them too."""
-        return {self._named[name].epoch_name: float(value) for name, value in values.items()}
+        return fetched({self._named[name].epoch_name: value for name, value in values.items()})
 
     def send_epoch(self, values: dict[str, Tensor], step: int, epoch: int) -> None:
         """Give the loggers epoch values that `reduce_epoch` has returned."""
         sent = {self._named[n].epoch_name: v for n, v in values.items() if self._named[n].logger}
         if sent:
-            self.send(_fetched(sent), step, epoch)
+            self.send(fetched(sent), step, epoch)
 
     def begin_epoch(self) -> None:
         self._named = {}
@@ -229,6 +242,7 @@ class Logs:
 
     def end_epoch(self) -> None:
         """Metric objects begin anew."""
+        self.logged_metrics = self.latest()
         for named in self._named.values():
             if named.metric is not None:
                 named.metric.reset()
@@ -237,14 +251,14 @@ class Logs:
     def begin_evaluation(self) -> "dict[str, _Named]":
         """Keep an evaluation's values apart from those of the epoch around it. Give the result to `end_evaluation`."""
         outer = self._named
-        self.evaluating = True
+        self.logged_metrics = self.latest()
+        self.names_of_loaders = {}
         self.begin_epoch()
         return outer
 
     def end_evaluation(self, outer: "dict[str, _Named]") -> None:
         self.end_epoch()
         self._named, self._step, self.suffix = outer, {}, ""
-        self.evaluating = False
 
     def _agree_on_names(self) -> None:
         """A rank that got no batch of a small evaluation has logged nothing: it learns the names from rank 0."""
@@ -264,9 +278,17 @@ class Logs:
 
     def send(self, metrics: dict[str, float], step: int, epoch: int) -> None:
         """Give the loggers values as they are, past all reductions. On rank 0; elsewhere there is no logger."""
-        self.logged_metrics.update(metrics)
+        self.sent.update(metrics)
         for logger in self.loggers:
             logger.log_metrics({**metrics, "epoch": epoch}, step)
+            if not logger.saves_itself:
+                logger.save()
+
+    # What others see.
+
+    def latest(self) -> dict[str, Tensor]:
+        """Of everything that is meant for the loggers, the present step included, whether they get it or not."""
+        return {**self.logged_metrics, **{name: named.latest for name, named in self._step.items()}}
 
     # Checkpoints: means of a half-finished epoch.
 
@@ -309,14 +331,14 @@ def _reduction(reduce_fx: Any) -> str | None:
     return name if name in _REDUCTIONS else None
 
 
-def _fetched(values: dict[str, Tensor]) -> dict[str, float]:
+def fetched(values: dict[str, Tensor]) -> dict[str, float]:
     """Numbers, in one go: from an accelerator each one alone would wait for all that is under way there."""
     if len(values) < 2 or all(value.device.type == "cpu" for value in values.values()):
         return {name: float(value) for name, value in values.items()}
     devices = {value.device for value in values.values()}
     if len(devices) > 1:
         groups = [{n: v for n, v in values.items() if v.device == device} for device in devices]
-        found = {name: number for group in groups for name, number in _fetched(group).items()}
+        found = {name: number for group in groups for name, number in fetched(group).items()}
         return {name: found[name] for name in values}
     numbers = torch.stack([value.detach().reshape(()).to(_EPOCH_VALUE) for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))
@@ -325,12 +347,14 @@ def _fetched(values: dict[str, Tensor]) -> dict[str, float]:
 class _Named:
     """One name of `self.log`: its arguments, its latest value and what it has come to in this epoch."""
 
-    __slots__ = ("attribute", "done", "epoch_name", "latest", "logger", "metric", "name", "on_epoch", "on_step",
-                 "options", "prog_bar", "reduction", "samples", "step_name", "sync", "value", "weight")  # fmt: skip
+    __slots__ = (
+        "attribute", "done", "epoch_name", "given", "latest", "logger", "metric", "name", "on_epoch", "on_step",
+        "options", "prog_bar", "reduction", "samples", "step_name", "sync", "value", "weight",
+    )  # fmt: skip
 
     def __init__(self, name: str, options: tuple[Any, ...]) -> None:
         self.name = name
-        self.options = options
+        self.options = self.given = options  # `given`: as they were written, such as reduce_fx=torch.mean
         self.prog_bar, self.logger, self.on_step, self.on_epoch, self.reduction, self.sync = options
         forked = self.on_step and self.on_epoch
         base, slash, loader = name.partition("/dataloader_idx_")

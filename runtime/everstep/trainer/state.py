@@ -55,6 +55,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                     "earlier_rounds": fit.earlier_rounds,
                     "passed": fit.stopping.passed,
                     "source": fit.source.state(),
+                    "validated": fit.validation.seen if fit.validation is not None else [],
                     "world_size": trainer.strategy.data_world_size,
                 },
                 "seed": fit.seed,
@@ -94,6 +95,8 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
         trainer.current_epoch = own["epoch"]
         trainer.batches_that_stepped, fit.earlier_rounds = own["batches_that_stepped"], own["earlier_rounds"]
         fit.stopping.resume(own["passed"])
+        if fit.validation is not None:
+            fit.validation.seen = list(own.get("validated", ()))
     else:
         fit.first_step, (trainer.current_epoch, batches) = 0, _lightnings_place(checkpoint)
         fit.position = fit.source.position_of(batches)

@@ -42,11 +42,12 @@ from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
 from everstep.trainer.keep import Keeper
 from everstep.trainer.loaders import Loaders
-from everstep.trainer.logs import Logs, Silent
+from everstep.trainer.logs import Logs, Silent, fetched
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import SchedulerConfig
 from everstep.trainer.run import Begun, Run, process_run
 from everstep.trainer.state import load_model, load_module
+from everstep.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
 from everstep.trainer.transfer import transfer
 from everstep_protocol.messages import Stage as BoardStage
 
@@ -220,8 +221,7 @@ class Trainer(Rank):
         self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, Checkpoint)] + keeping
         self.logs = (Silent if barebones else Logs)(self.strategy, self.loggers if self.is_global_zero else [])
 
-        self.state: State | None = None  # of the Trainer call that is running
-        self.sanity_checking = False
+        self.state = TrainerState()
         self.should_stop = False  # set it on every rank, and the fit ends after the present step
         self.global_step = 0  # optimizer steps finished, of all optimizers
         self.batches_that_stepped = 0  # windows of batches finished: what loggers count
@@ -476,7 +476,7 @@ class Trainer(Rank):
             callback.log, callback.log_dict = model.log, model.log_dict
         self._agree_on_loggers(begun)
         hooks = Hooks(self, model, self.callbacks, datamodule)
-        self.state, self.logs.mode = kind, False
+        self.state.begin(TrainerFn(kind))
         self.profiler.setup(kind, self.log_dir)
         try:
             for owner in (datamodule, model):
@@ -510,10 +510,12 @@ class Trainer(Rank):
             for logger in self.logs.loggers:
                 logger.finalize("failed")
             self.store_artifacts()
+            self.state.end(TrainerStatus.INTERRUPTED)
             raise
         finally:
-            self.state, self.logs.mode, self.sanity_checking = None, None, False
+            self.logs.mode = None
             self.profiler.teardown(kind)
+        self.state.end(TrainerStatus.FINISHED)
         for logger in self.logs.loggers:
             logger.finalize("success")
         self.store_artifacts()
@@ -720,13 +722,13 @@ class Trainer(Rank):
 
     @property
     def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps that the running fit will have taken; inf: it cannot be known. For schedulers, in
+        """Optimizer steps of the fit that is running, or was the last; inf: it cannot be known. For schedulers, in
         configure_optimizers.
 
         Raises:
-            ConfigurationError: no fit is running.
+            ConfigurationError: there was no fit yet.
         """
-        if self.state != "fit" or self._fit is None:
+        if self._fit is None:
             raise ConfigurationError(
                 "estimated_stepping_batches is known in a fit: ask in configure_optimizers or later"
             )
@@ -747,34 +749,44 @@ class Trainer(Rank):
         return self.logs.callback_metrics
 
     @property
-    def logged_metrics(self) -> dict[str, float]:
-        """The latest of what went to the loggers."""
-        return self.logs.logged_metrics
+    def logged_metrics(self) -> dict[str, torch.Tensor]:
+        """The latest of everything logged that is meant for the loggers."""
+        return self.logs.latest()
 
     @property
-    def progress_bar_metrics(self) -> dict[str, torch.Tensor]:
-        return self.logs.progress_bar_metrics
+    def progress_bar_metrics(self) -> dict[str, float]:
+        """The latest of everything logged with prog_bar=True. Asking for it waits for the device."""
+        return fetched(self.logs.progress_bar_metrics)
+
+    @property
+    def fitting(self) -> bool:
+        """Is a fit running? It may be validating."""
+        return self.state.status == TrainerStatus.RUNNING and self.state.fn == TrainerFn.FITTING
 
     @property
     def training(self) -> bool:
-        return self.state == "fit" and not self.sanity_checking and not self.validating
+        return self.state.stage == RunningStage.TRAINING
+
+    @property
+    def sanity_checking(self) -> bool:
+        return self.state.stage == RunningStage.SANITY_CHECKING
 
     @property
     def validating(self) -> bool:
-        """Also inside a fit."""
-        return self.state == "validate" or self.logs.evaluating
+        """Also inside a fit; not in its sanity check."""
+        return self.state.stage == RunningStage.VALIDATING
 
     @property
     def testing(self) -> bool:
-        return self.state == "test"
+        return self.state.stage == RunningStage.TESTING
 
     @property
     def predicting(self) -> bool:
-        return self.state == "predict"
+        return self.state.stage == RunningStage.PREDICTING
 
     @property
     def evaluating(self) -> bool:
-        return self.validating or self.testing
+        return self.state.stage is not None and self.state.stage.evaluating
 
     @property
     def is_log_step(self) -> bool:
