@@ -123,8 +123,14 @@ def test_s03_every_argument_is_taken(package: str) -> None:
         for argument in arguments(kind.__init__)
         if argument not in taken(getattr(ours, name)) and argument not in NOT_TAKEN
     }
-    # These are told the stage's folder when a call begins, or hand it on to wandb.init.
-    assert missing <= {"PassThroughProfiler(dirpath=…)", "PassThroughProfiler(filename=…)", "WandbLogger(anonymous=…)"}
+    # These are told the stage's folder when a call begins.
+    assert missing <= {"PassThroughProfiler(dirpath=…)", "PassThroughProfiler(filename=…)"}
+
+
+@pytest.mark.parametrize("name", ["CSVLogger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"])
+def test_s58_loggers_take_their_arguments_in_the_same_order(name: str) -> None:
+    theirs, ours = (arguments(getattr(library.loggers, name).__init__) for library in (lightning, L))
+    assert [argument for argument in theirs if argument not in NOT_TAKEN] == ours[: len(set(theirs) - NOT_TAKEN)]
 
 
 @pytest.mark.parametrize(

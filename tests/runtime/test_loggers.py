@@ -104,6 +104,10 @@ where = Path(sys.argv[1])
 logger = WandbLogger(project="p", save_dir=where, offline=True, id="abc", prefix="my")
 trainer(where, max_epochs=1, logger=logger, log_every_n_steps=2).fit(Logged(), loader())
 run = logger.experiment
+import numpy
+logger.log_table("table", ["a", "b"], [[1, 2]], step=5)
+logger.log_image("images", [numpy.zeros((2, 2, 3)), numpy.ones((2, 2, 3))], step=5, caption=["black", "white"])
+print("MEDIA", run.summary["my-table"]["nrows"], run.summary["my-images"]["captions"])
 print("RESULT", run.id, run.project, run.settings.mode, run.config["rate"], run.summary["my-step"],
       run.summary["trainer/global_step"], run.config["code"]["args"] == sys.argv)
 import wandb
@@ -114,8 +118,34 @@ wandb.finish()
         [sys.executable, "-W", "ignore", str(script), str(tmp_path)], capture_output=True, text=True,
         cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
+    assert "MEDIA 1 ['black', 'white']" in done.stdout, done.stderr
     assert "RESULT abc p offline 1e-05 5 5 True" in done.stdout, done.stderr
     assert list(tmp_path.glob("wandb/offline-run-*-abc/*.wandb"))
+
+
+@pytest.mark.parametrize("kind", [TensorBoardLogger, WandbLogger, MLFlowLogger])
+def test_s58_other_ranks_may_use_the_experiment_and_nothing_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    logger = kind(save_dir=tmp_path)
+    logger.experiment.add_image("image", torch.zeros(3, 2, 2)).anything[0]()
+    if kind is WandbLogger:
+        logger.log_image("images", [torch.zeros(3, 2, 2)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_s58_images_and_captions_go_together() -> None:
+    with pytest.raises(ConfigurationError, match=r"log_image\(caption=…\): give a list with an item for each image"):
+        WandbLogger(offline=True).log_image("images", [1, 2], caption=["one"])
+
+
+def test_s58_the_csv_loggers_experiment_is_itself(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    logger.experiment.log_metrics({"own": 1.0}, 3)
+    logger.save()
+    assert "own" in logger.path.read_text()
 
 
 def test_s58_wandb_keeps_its_run_over_a_resume() -> None:

@@ -36,6 +36,11 @@ class CSVLogger(FolderLogger):
     def path(self) -> Path:
         return Path(self.log_dir) / "metrics.csv"
 
+    @property
+    def experiment(self) -> "CSVLogger":
+        """This logger: there is nothing behind it."""
+        return self
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._rewind_to is not None:
             self._rewind()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from everstep.errors import ConfigurationError
-from everstep.loggers.base import Logger, refuse_log_model
+from everstep.loggers.base import Logger, rank_zero_experiment, refuse_log_model
 from everstep.loggers.hparams import flat
 
 _LONGEST_PARAM = 6000  # MLflow's limit
@@ -33,8 +33,8 @@ class MLFlowLogger(Logger):
         tracking_uri: str | None = None,
         tags: Mapping[str, Any] | None = None,
         save_dir: str | os.PathLike[str] | None = "./mlruns",
-        prefix: str = "",
         log_model: bool | Literal["all"] = False,
+        prefix: str = "",
         artifact_location: str | None = None,
         run_id: str | None = None,
     ) -> None:
@@ -81,8 +81,9 @@ class MLFlowLogger(Logger):
         return str(self._folder) if self._folder is not None else None
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The MlflowClient.
+        """The MlflowClient, on rank 0.
 
         Raises:
             ConfigurationError: mlflow is not installed.

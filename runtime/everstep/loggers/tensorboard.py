@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from everstep.errors import ConfigurationError
+from everstep.loggers.base import rank_zero_experiment
 from everstep.loggers.folder import FolderLogger
 from everstep.loggers.hparams import flat
 
@@ -52,8 +53,9 @@ class TensorBoardLogger(FolderLogger):
         return os.path.join(folder, self._sub_dir) if self._sub_dir is not None else folder
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The SummaryWriter.
+        """The SummaryWriter, on rank 0.
 
         Raises:
             ConfigurationError: tensorboard is not installed.

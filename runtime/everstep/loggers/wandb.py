@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from everstep.errors import ConfigurationError
-from everstep.loggers.base import Logger, refuse_log_model
+from everstep.loggers.base import Logger, rank_zero_experiment, refuse_log_model
 from everstep.loggers.hparams import plain
+from everstep.utilities.rank_zero import rank_zero_only
 
 _STEP = "trainer/global_step"  # the x axis: W&B's own step only goes up, and a resumed run goes back
 
@@ -22,7 +23,7 @@ class WandbLogger(Logger):
         version, id: the run's id, to go on with it; default: a new one.
         offline: write files only; `wandb sync` uploads them.
         experiment: a run that exists already, instead of one of its own.
-        prefix: before each metric's name, with a dash between them.
+        prefix: before each metric's name, with a dash between them. anonymous: of wandb.init.
     """
 
     def __init__(
@@ -33,10 +34,11 @@ class WandbLogger(Logger):
         offline: bool = False,
         dir: str | os.PathLike[str] | None = None,
         id: str | None = None,
+        anonymous: bool | None = None,
         project: str | None = None,
         log_model: bool | Literal["all"] = False,
-        prefix: str = "",
         experiment: Any = None,
+        prefix: str = "",
         **kwargs: Any,
     ) -> None:
         refuse_log_model("WandbLogger", log_model)
@@ -46,7 +48,7 @@ class WandbLogger(Logger):
         self._offline = offline
         self._project = project or os.environ.get("WANDB_PROJECT", "lightning_logs")
         self._prefix = f"{prefix}-" if prefix else ""
-        self._options = kwargs
+        self._options = kwargs if anonymous is None else {"anonymous": "allow" if anonymous else None, **kwargs}
         self._run = experiment
 
     @property
@@ -67,8 +69,9 @@ class WandbLogger(Logger):
         return str(self._save_dir)
 
     @property
+    @rank_zero_experiment
     def experiment(self) -> Any:
-        """The wandb run.
+        """The wandb run, on rank 0.
 
         Raises:
             ConfigurationError: wandb is not installed.
@@ -88,7 +91,7 @@ class WandbLogger(Logger):
             self._run.define_metric("*", step_metric=_STEP, step_sync=True)
         return self._run
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {f"{self._prefix}{name}": value for name, value in metrics.items()}
         self.experiment.log(values if step is None else {**values, _STEP: step})
 
@@ -97,6 +100,43 @@ class WandbLogger(Logger):
 
     def log_code(self, code: Mapping[str, Any]) -> None:
         self.experiment.config.update({"code": dict(code)}, allow_val_change=True)
+
+    @rank_zero_only
+    def log_table(
+        self,
+        key: str,
+        columns: list[Any] | None = None,
+        data: list[list[Any]] | None = None,
+        dataframe: Any = None,
+        step: int | None = None,
+    ) -> None:
+        """A wandb.Table of columns and rows, or of a pandas dataframe."""
+        _ = self.experiment
+        import wandb
+
+        self.log_metrics({key: wandb.Table(columns=columns, data=data, dataframe=dataframe)}, step)
+
+    log_text = log_table
+
+    @rank_zero_only
+    def log_image(self, key: str, images: list[Any], step: int | None = None, **kwargs: list[Any]) -> None:
+        """Images: tensors, arrays, PIL's or paths. `kwargs`: lists with an item for each image, such as caption.
+
+        Raises:
+            ConfigurationError: `images` is no list, or another list is not of its length.
+        """
+        for name, values in {"images": images, **kwargs}.items():
+            if not isinstance(values, list) or len(values) != len(images):
+                raise ConfigurationError(f"log_image({name}=…): give a list with an item for each image")
+        _ = self.experiment
+        import wandb
+
+        each = [{name: values[number] for name, values in kwargs.items()} for number in range(len(images))]
+        self.log_metrics({key: [wandb.Image(image, **more) for image, more in zip(images, each, strict=True)]}, step)
+
+    def use_artifact(self, artifact: str, artifact_type: str | None = None) -> Any:
+        """The wandb artifact, marked as used by this run."""
+        return self.experiment.use_artifact(artifact, type=artifact_type)
 
     def watch(self, model: Any, log: str = "gradients", log_freq: int = 100, log_graph: bool = True) -> None:
         """Histograms of gradients or parameters, by wandb itself."""
