@@ -8,6 +8,7 @@ import contextlib
 import os
 import tempfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -194,15 +195,21 @@ def read_data(place: str | os.PathLike[str], map_location: Any = None, *, mmap: 
     place = as_place(place)
     where = _here if map_location is None else map_location
     try:
-        if is_url(place):
-            with tempfile.TemporaryFile() as file:
-                fetch(place, file)
-                checkpoint = torch.load(file, where, weights_only=True)
-        else:
-            checkpoint = torch.load(place, where, weights_only=True, mmap=mmap and zipfile.is_zipfile(place))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # whose it is and why it fails is said below
+            if is_url(place):
+                with tempfile.TemporaryFile() as file:
+                    fetch(place, file)
+                    checkpoint = torch.load(file, where, weights_only=True)
+            else:
+                checkpoint = torch.load(place, where, weights_only=True, mmap=mmap and zipfile.is_zipfile(place))
     except (FileNotFoundError, IsADirectoryError):
-        raise ConfigurationError(f"there is no checkpoint file {place}{_neighbours(place)}") from None
+        raise ConfigurationError(missing(place)) from None
     except UnpicklingError as error:
+        if "GLOBAL" not in str(error):  # it names no class: not one byte of it makes sense
+            raise StorageError(
+                f"{place} is damaged, or no checkpoint file: it is neither torch's nor Lightning's"
+            ) from None
         raise ConfigurationError(_needs_trust(place, str(error))) from None
     except (RuntimeError, EOFError, ValueError, TypeError, LookupError, zipfile.BadZipFile) as error:
         why = next(iter(str(error).splitlines()), "")
@@ -222,7 +229,7 @@ def damage(place: str) -> str:
                 return f"{place} is damaged: its part {wrong} has changed since it was written"
             read(place, "cpu", mmap=True)
         except FileNotFoundError:
-            return f"there is no checkpoint file {place}"
+            return missing(place)
         except zipfile.BadZipFile:
             return f"{place} is damaged, or no checkpoint file: it is cut short, or was never one"
         except (ConfigurationError, StorageError) as error:
@@ -231,7 +238,13 @@ def damage(place: str) -> str:
 
 
 def fetch(place: str, file: Any) -> None:
-    """Copy it into an open file, which stands at its beginning then."""
+    """Copy it into an open file, which stands at its beginning then.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if os.path.isdir(place):
+        raise FileNotFoundError(place)
     storage, key = _open(place)
     for piece in storage.get(key):
         file.write(piece)
@@ -283,6 +296,11 @@ def _here(storage: Any, location: str) -> Any:
     if kind == "cpu" or (kind == "cuda" and torch.cuda.is_available()):
         return None
     return storage.cpu() if kind in ("cuda", "mps", "xla", "xpu", "hpu") else None
+
+
+def missing(place: str) -> str:
+    """That there is no such file, and which there are."""
+    return f"there is no checkpoint file {place}{_neighbours(place)}"
 
 
 def _neighbours(place: str) -> str:

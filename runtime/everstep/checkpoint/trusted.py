@@ -25,7 +25,10 @@ def unpickled(place: str) -> tuple[dict[str, Any], list[str]]:
         ConfigurationError: there is no such file, or it is no checkpoint.
     """
     with tempfile.TemporaryFile() as file:
-        ckpt.fetch(place, file)
+        try:
+            ckpt.fetch(place, file)
+        except FileNotFoundError:
+            raise ConfigurationError(ckpt.missing(place)) from None
         try:
             loaded = torch.load(file, "cpu", weights_only=False, pickle_module=_Pickle("pickle"))
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
