@@ -170,7 +170,7 @@ class Fabric(Rank):
         return made[0] if len(made) == 1 else made
 
     def _optimizer(self, optimizer: Optimizer) -> "FabricOptimizer":
-        return FabricOptimizer(optimizer, self.strategy.precision.step)
+        return FabricOptimizer(optimizer, self.strategy.stepping())
 
     def setup_dataloaders(
         self, *loaders: Any, use_distributed_sampler: bool = True, move_to_device: bool = True
@@ -375,7 +375,7 @@ class FabricModule(nn.Module):
 
 
 class FabricOptimizer(WrappedOptimizer):
-    """An optimizer whose step goes through the precision."""
+    """An optimizer whose step goes through precision and device."""
 
 
 class FabricLoader:

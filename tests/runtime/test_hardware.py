@@ -15,7 +15,7 @@ from everstep.environment import Environment
 from everstep.errors import ConfigurationError
 from everstep.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, Strategy, choose_strategy
 from everstep.strategies.place import place
-from tests.runtime.build import trainer
+from tests.runtime.build import Net, loader, trainer
 
 FOUR = Environment(kind="launcher", world_size=4, local_world_size=4, rank=3, local_rank=3)
 
@@ -165,6 +165,47 @@ def test_s60_tpu_behind_the_interface(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tpu.stats(tpu.device(0)) == {"bytes_used": 7.0}
     with pytest.raises(ConfigurationError, match="1 chip or all of its 4"):
         tpu.parse(2)
+
+
+@pytest.mark.parametrize("manual", [False, True])
+def test_s60_tpu_runs_what_was_recorded_after_each_step_and_before_a_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manual: bool
+) -> None:
+    did = fake_xla(monkeypatch)
+    monkeypatch.setattr(TPUAccelerator, "device", lambda self, index: torch.device("cpu"))
+
+    class Told(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = not manual
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            did.append("step")
+            loss: torch.Tensor = super().training_step(batch, batch_idx)
+            if not manual:
+                return loss
+            self.manual_backward(loss)
+            self.optimizers().step()
+            return None
+
+    runner = trainer(tmp_path, accelerator="tpu", devices=1, max_epochs=1)
+    runner.fit(Told(), loader(12))
+    events = [what for what in did if what in ("step", "sync False")]
+    assert events[:6] == ["step", "sync False"] * 3
+    count = len(events)
+    runner.save_checkpoint(tmp_path / "x.ckpt")
+    assert [what for what in did if what in ("step", "sync False")][count:] == ["sync False"]
+
+
+def test_s11_tpu_in_a_loop_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    did = fake_xla(monkeypatch)
+    monkeypatch.setattr(TPUAccelerator, "device", lambda self, index: torch.device("cpu"))
+    fabric = L.Fabric(accelerator="tpu", devices=1)
+    net = torch.nn.Linear(3, 1)
+    model, optimizer = fabric.setup(net, torch.optim.SGD(net.parameters(), lr=0.1))
+    fabric.backward(model(torch.ones(2, 3)).sum())
+    optimizer.step()
+    assert did.count("sync False") == 1
 
 
 def test_s08_the_names_load_without_their_hardware(monkeypatch: pytest.MonkeyPatch) -> None:

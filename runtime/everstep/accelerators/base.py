@@ -34,6 +34,9 @@ class Accelerator:
     def synchronize(self, device: torch.device) -> None:
         """Wait until the device has done what it was given."""
 
+    def flush(self) -> None:
+        """Run what has only been recorded so far, on devices that compute lazily: after each step and before a save."""
+
     def stats(self, device: torch.device) -> dict[str, float]:
         """What there is to know of the device right now: bytes in use and the like."""
         return {}

@@ -44,6 +44,9 @@ class TPUAccelerator(Accelerator):
     def synchronize(self, device: torch.device) -> None:
         import_module("torch_xla").sync(wait=True)
 
+    def flush(self) -> None:
+        import_module("torch_xla").sync(wait=False)
+
     def stats(self, device: torch.device) -> dict[str, float]:
         memory = import_module("torch_xla.core.xla_model").get_memory_info(device)
         return {name: float(value) for name, value in memory.items()}

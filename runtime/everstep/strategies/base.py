@@ -67,6 +67,19 @@ class Strategy:
         """The optimizers that train: those of `configure_optimizers`, or what the strategy makes of them."""
         return optimizers
 
+    def stepping(self) -> Callable[..., Any]:
+        """(optimizer, closure) -> anything: an optimizer's step through the precision, as the device needs it."""
+        step, flush = self.precision.step, self.accelerator.flush
+        if type(self.accelerator).flush is Accelerator.flush:
+            return step
+
+        def flushed(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+            result = step(optimizer, closure)
+            flush()
+            return result
+
+        return flushed
+
     def to_device(self, batch: Any) -> Any:
         """A batch on this rank's device. Not called where the device is the CPU and this not overridden."""
         return moved(batch, self.root_device)

@@ -42,7 +42,7 @@ class Automatic:
         self._backward = profiler.timed("backward", backward)
         self._unscale = precision.unscale if type(precision).unscale is not Precision.unscale else None
         self._clip = clipping(trainer, module)
-        self._optimizer_step = profiler.timed("optimizer_step", precision.step)
+        self._optimizer_step = profiler.timed("optimizer_step", trainer.strategy.stepping())
         self._passes_index = (
             len(self.optimizers) > 1 and "optimizer_idx" in inspect.signature(module.training_step).parameters
         )
@@ -220,7 +220,7 @@ class Manual:
         backward = partial(_by_module, module, precision) if overridden(module, "backward") else precision.backward
         self._backward = trainer.profiler.timed("backward", backward)
         before_step = hooks["on_before_optimizer_step"]
-        optimizer_step = trainer.profiler.timed("optimizer_step", precision.step)
+        optimizer_step = trainer.profiler.timed("optimizer_step", trainer.strategy.stepping())
         unscales = type(precision).unscale is not Precision.unscale
 
         def stepped(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
@@ -259,7 +259,7 @@ class LightningOptimizer(WrappedOptimizer):
     """An optimizer as a module sees it: `step` goes through precision and hooks and is counted in global_step."""
 
     def __init__(self, optimizer: Optimizer, trainer: "Trainer") -> None:
-        super().__init__(optimizer, trainer.precision_plugin.step)
+        super().__init__(optimizer, trainer.strategy.stepping())
         self._trainer = trainer
         self._counts = True
 

@@ -30,6 +30,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
     """
     module = trainer.lightning_module
     assert module is not None
+    trainer.accelerator.flush()
     epoch, rounds, last = _place(trainer, fit)
     checkpoint: Tree = {
         "epoch": epoch,
