@@ -20,6 +20,8 @@ class Strategy:
     name = "single_device"
     #: Evaluations may run under torch.inference_mode; False: under no_grad.
     inference_mode = True
+    #: Each backward shares its gradients with the other ranks, however many there are in a step (`share_gradients`).
+    shares_each_backward = False
     #: "spawn" or "fork": Trainer calls start their ranks themselves (spawn.py).
     start_method: str | None = None
     #: Batch norm takes its statistics over all ranks.

@@ -37,6 +37,7 @@ class FSDPStrategy(ParallelStrategy):
     """
 
     name = "fsdp"
+    shares_each_backward = True
     inference_mode = False  # what is gathered under it could not be used by the next training step
 
     def __init__(

@@ -137,7 +137,7 @@ class Fit:
         part = 1.0 / source.shape.accumulation
         index = self.source.rounds_of(self.position)  # as the world in which the run began counts
         opens = True
-        if not in_backward:
+        if not in_backward and not self.strategy.shares_each_backward:
             synchronise(False)
 
         for micro, batch in batches:

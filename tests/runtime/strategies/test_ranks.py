@@ -23,7 +23,7 @@ GLOBAL_BATCH = 6  # of 22 samples: the last round of an epoch is uneven, over 2 
 
 def trained(
     tmp_path: Path, data_ranks: int = 1, strategy: Strategy | str = "auto", devices: int = 1,
-    model: type[Blocks] = Blocks, **more: Any,
+    model: type[Blocks] = Blocks, samples: int = 22, **more: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What fit, test and predict came to."""
     L.seed_everything(5)
@@ -189,6 +189,44 @@ def test_s61_fsdp_in_mixed_precision(tmp_path: Path, alone: dict[str, Any]) -> N
 def test_s34_fsdp_accumulates(tmp_path: Path) -> None:
     one = trained(tmp_path, accumulate_grad_batches=2)
     close(trained(tmp_path, 2, FSDPStrategy(start_method="fork"), 2, accumulate_grad_batches=2), one)
+
+
+class ByHand(Blocks):
+    """Its optimizer steps in training_step, after gradients are clipped there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, 0.5, "norm")
+        optimizer.step()
+
+
+class Several(Blocks):
+    """Its parts have optimizers of their own."""
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(part.parameters(), lr=0.01) for part in (self.first, self.blocks, self.last)]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_c14_several_optimizers_on_two_ranks(tmp_path: Path, strategy: str) -> None:
+    chosen: Any = FSDPStrategy(start_method="fork") if strategy == "fsdp" else "ddp_fork"
+    more: dict[str, Any] = {"model": Several, "samples": 24}
+    close(trained(tmp_path, 2, chosen, 2, **more), trained(tmp_path, **more))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_s24_c04_manual_optimisation_on_two_ranks(tmp_path: Path, strategy: str) -> None:
+    """Clipped by norm, on shards."""
+    chosen: Any = FSDPStrategy(start_method="fork") if strategy == "fsdp" else "ddp_fork"
+    more: dict[str, Any] = {"model": ByHand, "gradient_clip_val": None, "samples": 24}
+    close(trained(tmp_path, 2, chosen, 2, **more), trained(tmp_path, **more))
 
 
 @pytest.mark.parametrize(("data_ranks", "tensor_ranks"), [(1, 2), (2, 2)])
