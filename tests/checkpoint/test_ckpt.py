@@ -23,6 +23,8 @@ def checkpoint() -> dict[str, Any]:
         },
         "odd": {1: (True, None, 2**70, float("nan"), b"\x00", "text"), "where": torch.device("cpu"), "as": torch.int8},
         "array": np.arange(3),
+        "epoch": 1,
+        "global_step": 2,
     }
 
 

@@ -177,16 +177,16 @@ def check(place: str, checkpoint: Any) -> None:
             f'{place} is no checkpoint of a Trainer: it holds {has}, without "state_dict". Load weights alone with '
             "torch.load and load_state_dict"
         )
-    if "global_step" not in checkpoint or "epoch" not in checkpoint:
-        raise ConfigurationError(
-            f'{place} has a "state_dict" but not where a training stood ("global_step", "epoch"): load the weights '
-            'alone, by model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])'
-        )
     own = checkpoint.get("everstep", {})
     if own.get("format", 0) > FORMAT:
         raise ConfigurationError(
             f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
             f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
+        )
+    if "global_step" not in checkpoint or "epoch" not in checkpoint:
+        raise ConfigurationError(
+            f'{place} has a "state_dict" but not where a training stood ("global_step", "epoch"): load the weights '
+            'alone, by model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])'
         )
 
 
