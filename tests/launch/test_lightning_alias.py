@@ -79,6 +79,7 @@ print(pl.__version__, old.LightningDataModule.__module__, rank_zero_only(lambda:
         ("from lightning.fabric.plugins.io import TorchCheckpointIO", "use instead: nothing: files are read"),
         ("from pytorch_lightning.utilities.data import extract_batch_size", "use instead: self.log(…, batch_size=…)"),
         ("from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher", "use instead: the Trainer's own"),
+        ("from pytorch_lightning.plugins import DDPPlugin", "use instead: DDPStrategy"),
         ("from pytorch_lightning.demos.boring_classes import BoringModel", "use instead: a module and a datamodule"),
     ],
 )
@@ -87,6 +88,16 @@ def test_s100_what_everstep_has_not_raises_and_says_what_to_use(tmp_path: Path, 
     assert done.returncode == 1
     assert message in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].startswith("everstep.launch.lightning_alias.MissingInEverstep")
+
+
+def test_s100_packages_are_attributes_without_being_imported(tmp_path: Path) -> None:
+    script = """
+import lightning as L
+
+print(L.pytorch.Trainer is L.Trainer, L.fabric.Fabric is L.Fabric, L.pytorch.callbacks.Timer.__name__)
+"""
+    done = python(script, tmp_path)
+    assert (done.stderr, done.stdout) == ("", "True True Timer\n")
 
 
 SCRIPT = """

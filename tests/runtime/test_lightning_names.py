@@ -72,7 +72,7 @@ INSIDES = {
     "get_standard_metrics", "has_iterable_dataset", "has_len", "has_len_all_ranks", "is_cuda_available", "is_wrapped",
     "load_hparams_from_tags_csv", "load_hparams_from_yaml", "multiplicative", "num_cuda_devices", "parse_batch_shape",
     "parse_class_init_keys", "remove_module_hooks", "save_hparams_to_tags_csv", "save_hparams_to_yaml",
-    "save_hyperparameters", "seed_everything", "sized_len", "update_hparams",
+    "seed_everything", "sized_len", "update_hparams",
 }  # fmt: skip
 
 

@@ -85,7 +85,8 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
     """
     if "optimizer_states" not in checkpoint:
         raise ConfigurationError(
-            "the checkpoint holds weights only (save_weights_only=True): a fit cannot go on from it. Load it with "
+            "the checkpoint holds weights only (of save_weights_only=True, or saved after a call with ddp_spawn, whose "
+            "ranks had the rest): a fit cannot go on from it. Load it with "
             f"{type(fit.module).__name__}.load_from_checkpoint(path) and train that from its beginning"
         )
     own = checkpoint["everstep"]["fit"] if "fit" in checkpoint.get("everstep", {}) else None

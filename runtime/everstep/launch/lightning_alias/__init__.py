@@ -36,6 +36,7 @@ _MOVED = {
     "core.saving": "everstep.module",
     "fabric": "everstep",
     "profilers.base": "everstep.profilers",
+    "trainer.supporters": "everstep.utilities",
     "trainer.trainer": "everstep.trainer",
     "utilities.apply_func": "everstep.utilities",
     "utilities.distributed": "everstep.utilities",
@@ -133,6 +134,19 @@ INSTEAD = {
     "utilities.throughput": "the callback ThroughputMonitor",
     "utilities.upgrade_checkpoint": "`everstep checkpoint convert`",
     "utilities.warnings": "warnings.filterwarnings",
+    "lite": "everstep.Fabric",
+    "metrics.functional": "torchmetrics.functional",
+    # Names of earlier Lightnings.
+    "DDPPlugin": "DDPStrategy of strategies",
+    "DDP2Plugin": "DDPStrategy of strategies",
+    "EPOCH_OUTPUT": "typing.Any",
+    "LightningLoggerBase": "Logger of loggers",
+    "LightningLite": "everstep.Fabric",
+    "MixedPrecisionPlugin": "MixedPrecision of plugins",
+    "NativeMixedPrecisionPlugin": "MixedPrecision of plugins",
+    "ProgressBarBase": "ProgressBar of callbacks",
+    "apply_to_collection": "torch.utils._pytree.tree_map",
+    "save_hyperparameters": "self.save_hyperparameters()",
     # Names in modules that are there.
     "AttributeDict": "everstep.utilities.AttributeDict",
     "ACCELERATOR_REGISTRY": "an Accelerator, given to the Trainer",
@@ -274,8 +288,8 @@ class _Alias(ModuleType):
         if name.startswith("_"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         fullname = f"{self.__name__}.{name}"
-        rest = _below(fullname) or ""
-        if _module(rest) is None:
+        rest = _below(fullname) or ""  # "": lightning.pytorch, lightning.fabric
+        if rest and _module(rest) is None:
             raise MissingInEverstep(_missing(fullname, rest), name=fullname)
         return import_module(fullname)
 
