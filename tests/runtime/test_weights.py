@@ -108,24 +108,60 @@ def swa(**more: Any) -> StochasticWeightAveraging:
     return StochasticWeightAveraging(**{"swa_lrs": 0.01, "swa_epoch_start": 0.5, "annealing_epochs": 1, **more})
 
 
-def test_stochastic_weight_averaging(tmp_path: Path) -> None:
+def averaged(library: Any, folder: Path, normed: bool, scheduled: bool, **more: Any) -> tuple[list[float], Any]:
+    """The learning rates of the epochs, and what the fit leaves behind, by either library."""
     rates: list[float] = []
-    ends: list[torch.Tensor] = []
 
-    class Notes(L.Callback):
-        def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-            ends.append(pl_module.layer[0].weight.detach().clone())
+    class Small(library.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8) if normed else nn.Tanh(), nn.Linear(8, 1))
 
-    net = Normed()
-    trainer(tmp_path, max_epochs=5, callbacks=[Notes(), swa()]).fit(net, loader(), loader())
-    assert rates == pytest.approx([0.05, 0.025, 0.01, 0.01, 0.01]), "those of the next epoch: schedulers have stepped"
-    assert torch.allclose(net.layer[0].weight, torch.stack(ends[2:]).mean(0), atol=1e-6)
-    x = torch.cat([batch[0] for batch in loader()])
-    hidden = net.layer[0](x)
-    norm = net.layer[1]
-    assert torch.allclose(norm.running_mean, hidden.mean(0), atol=1e-5), "the statistics are of the averaged weights"
-    assert norm.momentum == 0.1
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+
+        def on_train_epoch_start(self) -> None:
+            rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)] if scheduled else []
+
+    torch.manual_seed(1)
+    net = Small()
+    library.Trainer(
+        max_epochs=5, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=folder,
+        callbacks=[library.callbacks.StochasticWeightAveraging(swa_lrs=0.01, **more)],
+    ).fit(net, loader())  # fmt: skip
+    return rates[:5], net
+
+
+@pytest.mark.parametrize(
+    ("normed", "scheduled", "more"),
+    [
+        (False, False, {"swa_epoch_start": 2}),
+        (False, True, {"swa_epoch_start": 0.5, "annealing_epochs": 1}),
+        (False, True, {"swa_epoch_start": 3, "annealing_epochs": 2, "annealing_strategy": "linear"}),
+        (True, False, {"swa_epoch_start": 0.5, "annealing_epochs": 1}),
+    ],
+)
+def test_s50_stochastic_weight_averaging_has_lightnings_numbers(
+    tmp_path: Path, normed: bool, scheduled: bool, more: dict[str, Any]
+) -> None:
+    from tests.runtime.peer import lightning, quiet
+
+    rates, net = averaged(L, tmp_path, normed, scheduled, **more)
+    with quiet():
+        their_rates, theirs = averaged(lightning, tmp_path, normed, scheduled, **more)
+    assert rates == pytest.approx(their_rates)
+    if normed:  # their epoch for the statistics ends with a step, by the gradients of training's last batch
+        for parameter, ours in zip(theirs.parameters(), net.parameters(), strict=True):
+            parameter.data += 0.01 * ours.grad
+    for name, value in theirs.state_dict().items():
+        assert torch.allclose(net.state_dict()[name], value, atol=1e-6), name
+    if normed:
+        assert net.layer[1].momentum == 0.1
 
 
 def test_stochastic_weight_averaging_resumes_exactly(tmp_path: Path) -> None:
@@ -135,6 +171,8 @@ def test_stochastic_weight_averaging_resumes_exactly(tmp_path: Path) -> None:
 def test_stochastic_weight_averaging_mistakes(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"swa_epoch_start=1\.5"):
         swa(swa_epoch_start=1.5)
+    with pytest.raises(ConfigurationError, match="give an epoch from 1"):
+        swa(swa_epoch_start=0)
     with pytest.raises(ConfigurationError, match="swa_lrs=-1"):
         swa(swa_lrs=-1)
     with pytest.raises(ConfigurationError, match="a part of max_epochs, which is not given"):

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
 
 class StochasticWeightAveraging(WeightAveraging):
-    """From `swa_epoch_start` on the learning rate goes to `swa_lrs` and stays there, and after each epoch the weights
-    enter the mean, which is what the fit leaves behind. Batch normalisation then gets its statistics anew, in one pass
-    over the training data without gradients. Validations see the weights of training.
+    """From `swa_epoch_start` on the learning rate goes to `swa_lrs` and stays there, and as each epoch begins the
+    weights enter the mean, which is what the fit leaves behind (also one that is stopped early). Batch normalisation
+    then gets its statistics anew, in one pass over the training data without gradients; Lightning makes that an epoch
+    more and, at its end, one more step with the gradients of the batch before it. Validations see the weights of
+    training.
 
     Args:
         swa_lrs: of all parameter groups, or one each.
-        swa_epoch_start: an epoch (an int), or a part of max_epochs (a float).
+        swa_epoch_start: the first epoch of it, counted from 1 (an int), or that as a part of max_epochs (a float).
         annealing_epochs, annealing_strategy: how the learning rate gets there: "cos" or "linear".
         avg_fn: (average, current, count) -> the new average; default: the mean.
         device: where the average is kept; default: where the weights are.
@@ -44,9 +47,9 @@ class StochasticWeightAveraging(WeightAveraging):
                 f"StochasticWeightAveraging(swa_lrs={swa_lrs!r}): give a positive float, or a list"
             )
         part = isinstance(swa_epoch_start, float) and 0 <= swa_epoch_start <= 1
-        if not part and not (isinstance(swa_epoch_start, int) and swa_epoch_start >= 0):
+        if not part and not (isinstance(swa_epoch_start, int) and swa_epoch_start >= 1):
             raise ConfigurationError(
-                f"StochasticWeightAveraging(swa_epoch_start={swa_epoch_start!r}): give an epoch from 0 (an int), or a "
+                f"StochasticWeightAveraging(swa_epoch_start={swa_epoch_start!r}): give an epoch from 1 (an int), or a "
                 "part of max_epochs (a float from 0.0 to 1.0)"
             )
         self.swa_lrs, self.swa_epoch_start = swa_lrs, swa_epoch_start
@@ -62,17 +65,18 @@ class StochasticWeightAveraging(WeightAveraging):
         if stage != "fit":
             return
         if isinstance(self.swa_epoch_start, int):
-            self._start = self.swa_epoch_start
+            first = self.swa_epoch_start
         elif trainer.max_epochs < 0:
             raise ConfigurationError(
                 f"StochasticWeightAveraging(swa_epoch_start={self.swa_epoch_start}) is a part of max_epochs, which is "
                 "not given: give max_epochs, or an epoch (an int)"
             )
         else:
-            self._start = int(trainer.max_epochs * self.swa_epoch_start)
+            first = int(trainer.max_epochs * self.swa_epoch_start)
+        self._start = max(first - 1, 0)  # as current_epoch counts
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return epoch_idx is not None and self._began
+        return False  # neither after a step nor at an epoch's end
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         if len(trainer.optimizers) != 1 or len(trainer.lr_scheduler_configs) > 1:
@@ -84,6 +88,11 @@ class StochasticWeightAveraging(WeightAveraging):
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         if not self._began and trainer.current_epoch >= self._start:
             self._begin(trainer)
+        if self._began:
+            self._update(pl_module)
+
+    def _weights(self, module: "LightningModule") -> dict[str, Tensor]:
+        return dict(module.named_parameters())  # buffers stay those of training
 
     def _begin(self, trainer: "Trainer") -> None:
         """SWA's own scheduler takes the place of the module's."""
@@ -91,11 +100,12 @@ class StochasticWeightAveraging(WeightAveraging):
 
         self._began = True
         optimizer = trainer.optimizers[0]
-        if trainer.lr_scheduler_configs:  # its first rates, not those to which the old scheduler had come
-            for group in optimizer.param_groups:
-                group["initial_lr"] = group["lr"]
-        rates: Any = self.swa_lrs  # one, or a list
-        scheduler = SWALR(optimizer, rates, self.annealing_epochs, self.annealing_strategy)
+        rates: Any = self.swa_lrs if isinstance(self.swa_lrs, list) else [self.swa_lrs] * len(optimizer.param_groups)
+        for rate, group in zip(rates, optimizer.param_groups, strict=True):
+            group["initial_lr"] = rate
+        # These two are Lightning's, to the number.
+        last = trainer.max_epochs if self.annealing_strategy == "cos" else -1
+        scheduler = SWALR(optimizer, rates, self.annealing_epochs, self.annealing_strategy, last)
         trainer.lr_scheduler_configs[:] = [SchedulerConfig(scheduler)]
 
     def on_validation_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
