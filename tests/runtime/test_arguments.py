@@ -495,10 +495,11 @@ def test_s111_what_a_script_asks_its_trainer(tmp_path: Path) -> None:
             seen.append((self.trainer.training, self.trainer.validating, self.trainer.evaluating))
 
     runner = trainer(tmp_path, max_epochs=1, limit_train_batches=2, limit_val_batches=1, accumulate_grad_batches=2)
-    runner.fit(Asks(), loader(), loader())
-    assert seen == [1, (False, True, True), (True, False, False), (True, False, True), (False, True, True)]
     with pytest.raises(ConfigurationError, match="ask in configure_optimizers"):
         _ = runner.estimated_stepping_batches
+    runner.fit(Asks(), loader(), loader())
+    assert seen == [1, (False, False, True), (True, False, False), (True, False, True), (False, True, True)]
+    assert runner.estimated_stepping_batches == 1
 
 
 @pytest.mark.parametrize(

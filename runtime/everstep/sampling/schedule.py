@@ -17,11 +17,11 @@ class Micro(NamedTuple):
     start: int
     stop: int
     weight: float  # of its mean loss in the round; 0: the sample is a repetition that only keeps the ranks in step
-    closes_round: bool
-    closes_step: bool
+    closes_round: bool  # it is this rank's last of its round
+    closes_step: bool  # … of its window: the optimizer steps
     round_stop: int  # samples of the epoch that are consumed when its round is
     samples: int  # that it counts for; 0: a repetition
-    closes_epoch: bool
+    closes_epoch: bool  # … of the epoch
 
 
 @dataclass(frozen=True)

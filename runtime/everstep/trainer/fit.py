@@ -9,6 +9,7 @@ from everstep import rng
 from everstep.compiled import compiled
 from everstep.errors import NonFiniteLossError
 from everstep.module import LightningModule
+from everstep.sampling.schedule import Micro
 from everstep.sampling.source import Source, training_source
 from everstep.trainer.due import Due
 from everstep.trainer.evaluate import Evaluation
@@ -125,44 +126,49 @@ class Fit:
         self.position = 0
 
     def _batches(self, batches: Any) -> int:
-        """The rest of an epoch; an optimizer step where a window of batches closes. Returns the epoch's batches."""
+        """The rest of an epoch. Returns the epoch's batches.
+
+        Batches come in windows that share an optimizer step, and in rounds: what all ranks take together. What does
+        not change within an epoch is looked up before it.
+        """
         trainer, logs, source, run_batch = self.trainer, self.logs, self.source, self.optimization.run
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
-        synchronise, shared = self.strategy.synchronise_gradients, True
-        in_backward = self.module.automatic_optimization and len(trainer.optimizers) == 1  # gradients are shared
         boundary = self._boundary if self.run_.listens or trainer.checkpoint_callbacks else None
-        by_step = any(config.interval == "step" for config in trainer.lr_scheduler_configs)
+        schedules = bool(trainer.lr_scheduler_configs) and self.module.automatic_optimization
         log_every = trainer.log_every_n_steps or math.inf
-        part = 1.0 / source.shape.accumulation
-        index = self.source.rounds_of(self.position)  # as the world in which the run began counts
-        opens = True
+        part = 1.0 / source.shape.accumulation  # of a window: a batch's weight in it
+        index = source.rounds_of(self.position)  # as the world in which the run began counts
+        opens = True  # is this batch its window's first?
+
+        # Backward averages gradients over the ranks, in the last batch of each window. Those of several optimizers, and
+        # of manual backwards, are averaged after it by the optimization, where the strategy does not in each backward.
+        synchronise, synchronised = self.strategy.synchronise_gradients, True
+        in_backward = self.module.automatic_optimization and len(trainer.optimizers) == 1
         if not in_backward and not self.strategy.shares_each_backward:
             synchronise(False)
 
         for micro, batch in batches:
+            closes = micro.closes_step  # is this batch its window's last?
+            self.last_batch = micro.closes_epoch
             if transfer is not None:
                 batch = transfer(batch, 0)
             logs.begin_step(micro.samples)
             for listener in batch_start:
                 if listener(batch, index) == -1:  # the module has had enough of this epoch
-                    self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
+                    self._step_schedulers("epoch", trainer.current_epoch + 1)
                     return index
-            closes, last = micro.closes_step, micro.closes_epoch
-            self.last_batch = last
-            if shared is not closes and in_backward:
-                shared = closes
-                synchronise(shared)
+            if in_backward and synchronised is not closes:
+                synchronised = closes
+                synchronise(closes)
 
             outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 
             opens = closes
             if closes:
                 trainer.batches_that_stepped += 1
-                if by_step:
-                    self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=False)
-            if last:
-                self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=False)
+                if schedules:
+                    self._after_step(micro)
             if batch_end:
                 outputs = for_listeners(outputs, part)
                 for listener in batch_end:
@@ -172,15 +178,15 @@ class Fit:
             index += 1
             if look_at_the_clock is not None:
                 look_at_the_clock()
-            if micro.closes_round and self.validation is not None and self._validation_due(micro.round_stop, last):
+            if micro.closes_round and self.validation is not None and self._validation_due(micro):
                 self._validate(closes)
             if closes:
-                if by_step:
-                    self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=True)
+                if schedules:
+                    self._after_step(micro, plateau=True)
                 self.seen += micro.round_stop - self.position
                 self.position = micro.round_stop
-                if last or self.stopping.finished:
-                    self.cut = None if last else (trainer.current_epoch, self.position)
+                if micro.closes_epoch or self.stopping.finished:
+                    self.cut = None if micro.closes_epoch else (trainer.current_epoch, self.position)
                     break
                 if boundary is not None:
                     boundary()
@@ -339,7 +345,15 @@ class Fit:
         step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(step))
         return trainer.profiler.timed("training_step", step)
 
-    def _step_schedulers(self, interval: str, count: int, *, plateau: bool) -> None:
+    def _after_step(self, micro: Micro, *, plateau: bool = False) -> None:
+        """The schedulers that count steps, and at the epoch's last one those that count epochs. `plateau`: after a
+        validation, those that look at a metric; of epochs they wait for what the epoch's end logs."""
+        self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=plateau)
+        if micro.closes_epoch and not plateau:
+            self._step_schedulers("epoch", self.trainer.current_epoch + 1)
+
+    def _step_schedulers(self, interval: str, count: int, *, plateau: bool = False) -> None:
+        """`count`: of the interval that is over."""
         if not self.module.automatic_optimization:
             return
         for config in self.trainer.lr_scheduler_configs:
@@ -386,11 +400,11 @@ class Fit:
             return None
         return Evaluation(trainer, module, self.hooks, self.loaders, self.transfer, "validation", self.seed)
 
-    def _validation_due(self, round_stop: int, last: bool) -> bool:
+    def _validation_due(self, micro: Micro) -> bool:
         trainer = self.trainer
         if trainer.should_stop and self.stopping.may_stop and self._epoch_validates:
             return True
-        return self.due.after(self.source.rounds_of(round_stop), self.earlier_rounds, last)
+        return self.due.after(self.source.rounds_of(micro.round_stop), self.earlier_rounds, micro.closes_epoch)
 
     @property
     def _epoch_validates(self) -> bool:
