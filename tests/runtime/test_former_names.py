@@ -133,6 +133,8 @@ def test_s04_other_ways_to_take_the_arguments_are_fine(tmp_path: Path) -> None:
     [
         ({"logger": "tensorboard"}, r"logger='tensorboard': give True, False or a Logger .*TensorBoardLogger\(\)"),
         ({"logger": 3}, "logger=3: give True"),
+        ({"precision": "fp16"}, 'is not known: give "16-mixed" or "16-true"'),
+        ({"precision": "transformer-engine"}, "a Precision of your own"),
         ({"default_root_dir": 3}, "default_root_dir=3: it has to be a path"),
         ({"accumulate_grad_batches": {0: 2}}, "GradientAccumulationScheduler"),
     ],

@@ -21,6 +21,15 @@ _KINDS: dict[str, Callable[[str], Precision]] = {
 }
 #: As they were written before Lightning 2.
 _DATED = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+#: As other libraries call them.
+_ELSEWHERE = {
+    "fp16": '"16-mixed" or "16-true"',
+    "float16": '"16-mixed" or "16-true"',
+    "bfloat16": '"bf16-mixed" or "bf16-true"',
+    "fp32": '"32-true"',
+    "transformer-engine": "a Precision of your own, which replaces the layers",
+    "transformer-engine-float16": "a Precision of your own, which replaces the layers",
+}
 
 
 def choose_precision(asked: int | str | Precision | None = None, device: str = "cpu") -> Precision:
@@ -34,8 +43,11 @@ def choose_precision(asked: int | str | Precision | None = None, device: str = "
         return asked
     name = "32-true" if asked is None else _DATED.get(str(asked), str(asked))
     if name not in _KINDS:
+        meant = _ELSEWHERE.get(name)
         raise ConfigurationError(
-            f"precision={asked!r} is not known: give one of {', '.join(_KINDS)} (or {', '.join(_DATED)})"
+            f"precision={asked!r} is not known: give {meant}"
+            if meant
+            else f"precision={asked!r} is not known: give one of {', '.join(_KINDS)} (or {', '.join(_DATED)})"
         )
     if name == "16-mixed" and device == "cpu":
         # float16 is slower than float32 there, and needs scaling; bfloat16 is what CPUs have instructions for.
