@@ -156,6 +156,7 @@ def test_s50_files_that_are_no_checkpoints(tmp_path: Path, capsys: pytest.Captur
     text.write_text("epoch,step\n1,2\n")
     with pytest.raises(ConfigurationError, match="not where a training stood"):
         trainer(tmp_path).fit(Net(), loader(), ckpt_path=str(weights))
+    assert Net.load_from_checkpoint(weights).layer.weight.shape == (1, 3), "weights alone are enough for that"
     with pytest.raises(StorageError, match="no checkpoint file: it is cut short, or was never one"):
         ckpt.read(empty)
     with pytest.raises((StorageError, ConfigurationError), match=r"text\.ckpt"):

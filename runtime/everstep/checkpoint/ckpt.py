@@ -183,10 +183,17 @@ def check(place: str, checkpoint: Any) -> None:
             f"{place} has format {own['format']} (everstep {own.get('version', 'unknown')} wrote it); this everstep "
             f"reads up to format {FORMAT}. Upgrade everstep to the version that wrote it"
         )
+
+
+def check_position(place: str | os.PathLike[str], checkpoint: Tree) -> None:
+    """
+    Raises:
+        ConfigurationError: it has weights, but does not say where a training stood.
+    """
     if "global_step" not in checkpoint or "epoch" not in checkpoint:
         raise ConfigurationError(
-            f'{place} has a "state_dict" but not where a training stood ("global_step", "epoch"): load the weights '
-            'alone, by model.load_state_dict(torch.load(path, weights_only=True)["state_dict"])'
+            f'{place} has a "state_dict" but not where a training stood ("global_step", "epoch"): load it with '
+            "load_from_checkpoint of the module's class, and train that"
         )
 
 

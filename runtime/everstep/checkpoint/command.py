@@ -214,6 +214,7 @@ def _convert(args: argparse.Namespace) -> int:
         ckpt.check(args.source, checkpoint)
     else:
         checkpoint = _read(args.source, args.step)
+    ckpt.check_position(args.source, checkpoint)
     if args.target.endswith(".ckpt"):
         ckpt.write(ckpt.as_place(args.target), *ckpt.data_of(checkpoint))
     else:

@@ -55,6 +55,7 @@ def load(trainer: "Trainer", ckpt_path: CkptPath) -> Loaded | None:
 
 def _of_file(trainer: "Trainer", place: str) -> Loaded:
     checkpoint = ckpt.read(place, "cpu")
+    ckpt.check_position(place, checkpoint)
     ranks = checkpoint.get("everstep", {}).pop("ranks", [])
     rank = ranks[trainer.global_rank] if len(ranks) == trainer.world_size else None
     step = checkpoint["global_step"]
