@@ -111,7 +111,7 @@ class Fabric(Rank):
         """Tensors reduced over the ranks, in dicts, lists and tuples; a collective. The given ones stay as they are."""
 
         def reduced(tensor: Tensor) -> Tensor:
-            total = self.strategy.reduce(tensor.detach().clone(), "sum" if reduce_op == "mean" else reduce_op)
+            total = self.strategy.reduce(tensor.detach().clone(), reduce_op="sum" if reduce_op == "mean" else reduce_op)
             return total / self.strategy.data_world_size if reduce_op == "mean" else total
 
         return _mapped(data, reduced)
@@ -180,7 +180,7 @@ class Fabric(Rank):
         The order is that of the loader's own sampler under the seed, the same on all ranks; every rank gets the same
         number of batches. `loader.set_epoch(n)` says which epoch comes next; without it they are counted.
         """
-        run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
+        run_seed = int(self.strategy.broadcast(seed.run_seed()))
         made = [
             FabricLoader(loader, self.strategy, run_seed, use_distributed_sampler, move_to_device) for loader in loaders
         ]

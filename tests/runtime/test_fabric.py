@@ -130,6 +130,29 @@ def test_s11_ranks_talk() -> None:
     assert fabric.launch(talk) == [2.0, 6, [[0], [1], [2]], {"from": 1}, 3, True]
 
 
+def said(fabric: L.Fabric) -> list[Any]:
+    """By the words that Lightning's strategies have."""
+    strategy, rank = fabric.strategy, fabric.global_rank
+    strategy.barrier("here")
+    value = strategy.broadcast({"of": rank, "some": [torch.full((2,), float(rank)), None, float("inf")]}, src=1)
+    return [
+        strategy.reduce(torch.tensor(float(rank))).item(),
+        [strategy.reduce(torch.tensor(float(rank)), reduce_op=how).item() for how in ("mean", "sum", "min", "max")],
+        [strategy.reduce_boolean_decision(rank == 0), strategy.reduce_boolean_decision(rank == 0, all=False)],
+        [value["of"], value["some"][0].tolist(), value["some"][1:]],
+        [strategy.is_global_zero, strategy.global_rank, strategy.local_rank],
+    ]
+
+
+@pytest.mark.ranks
+def test_s60_strategies_speak_lightnings_language() -> None:
+    alone = said(L.Fabric(accelerator="cpu"))
+    assert alone[:3] == [0.0, [0.0] * 4, [True, True]]
+    assert L.Fabric(accelerator="cpu", devices=2, strategy="ddp_fork").launch(said) == [
+        0.5, [0.5, 1.0, 0.0, 1.0], [False, True], [1, [1.0, 1.0], [None, float("inf")]], [True, 0, 0],
+    ]  # fmt: skip
+
+
 def test_s11_precision_and_autocast() -> None:
     fabric = L.Fabric(accelerator="cpu", precision="bf16-mixed")
     model, optimizer = fabric.setup(linear := nn.Linear(3, 2), torch.optim.SGD(linear.parameters(), lr=0.1))

@@ -281,7 +281,7 @@ class ModelCheckpoint(Checkpoint):
 
     def _agreed_score(self, trainer: "Trainer", metrics: dict[str, Any]) -> Tensor:
         """Rank 0's value, on all ranks; NaN counts as the worst."""
-        score = float(trainer.strategy.broadcast(repr(float(metrics[self.monitor or ""]))))
+        score = float(trainer.strategy.broadcast(float(metrics[self.monitor or ""])))
         if score != score:
             score = float("inf") if self.mode == "min" else float("-inf")
         return torch.tensor(score)

@@ -46,6 +46,19 @@ class Strategy:
         return 1
 
     @property
+    def global_rank(self) -> int:
+        return self.rank
+
+    @property
+    def local_rank(self) -> int:
+        """Among those of this node."""
+        return self.environment.local_rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        return self.rank == 0
+
+    @property
     def data_rank(self) -> int:
         """Which part of a global batch this rank takes, 0 ..; ranks that share one model's layers share one part."""
         return self.rank
@@ -147,9 +160,18 @@ class Strategy:
     def align_buffers(self, module: nn.Module) -> None:
         """Give every rank the buffers (running statistics) of rank 0, so that evaluation is the same everywhere."""
 
-    def reduce(self, tensor: Tensor, operation: Literal["sum", "min", "max"] = "sum") -> Tensor:
-        """Over all ranks, in place; a collective."""
+    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: str = "mean") -> Tensor:
+        """Over all ranks, in place; a collective.
+
+        Args:
+            group: of torch.distributed; default: all ranks that have samples of their own.
+            reduce_op: "mean" (or "avg"), "sum", "min" or "max".
+        """
         return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        """Does every rank say so, or (`all=False`) any? A collective."""
+        return self.all_true(decision) if all else not self.all_true(not decision)
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
         """Everybody's tensor of this shape, stacked: [world_size, *shape]; a collective.
@@ -167,12 +189,16 @@ class Strategy:
         """As `all_true`, but asks only: waiting for the others begins with the call of what is returned."""
         return lambda: flag
 
-    def broadcast(self, text: str) -> str:
-        """Rank 0's text, on all ranks; a collective."""
-        return text
+    def broadcast(self, value: Any, src: int = 0) -> Any:
+        """Rank `src`'s value, on all ranks: numbers, strings, tensors and None, in dicts and lists; a collective.
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
+        Raises:
+            ConfigurationError: it is something else, or has something else in it; says where.
+        """
+        return value
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks. `name`: for whoever reads the script."""
 
     def unwrap(self) -> None:
         """A fit has ended: let go of what `wrap` made."""

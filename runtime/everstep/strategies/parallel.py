@@ -2,9 +2,10 @@
 
 import atexit
 import contextlib
+import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -63,10 +64,15 @@ class ParallelStrategy(Strategy):
             for buffer in module.buffers():
                 dist.broadcast(buffer.data, src=0)
 
-    def reduce(self, tensor: Tensor, operation: Literal["sum", "min", "max"] = "sum") -> Tensor:
+    def reduce(self, tensor: Tensor, group: Any = None, reduce_op: str = "mean") -> Tensor:
         if self.world_size > 1:
+            group = self._data_group if group is None else group
+            mean = reduce_op in ("mean", "avg")
             operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
-            dist.all_reduce(tensor, operations[operation], group=self._data_group)
+            dist.all_reduce(tensor, operations["sum" if mean else reduce_op], group=group)
+            if mean:  # gloo knows none; of whole numbers it is one as well
+                size = dist.get_world_size(group)
+                tensor.div_(size, rounding_mode=None if tensor.is_floating_point() else "floor")
         return tensor
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:
@@ -91,18 +97,32 @@ class ParallelStrategy(Strategy):
 
         return agreed
 
-    def broadcast(self, text: str) -> str:
+    def broadcast(self, value: Any, src: int = 0) -> Any:
         if self.world_size == 1:
-            return text
+            return value
+        from everstep.checkpoint.format import from_json, to_json
+
+        tree, tensors = to_json(value if self.rank == src else None, "value")
+        kinds = [(name, list(tensor.shape), str(tensor.dtype)) for name, tensor in tensors.items()]
+        tree, kinds = json.loads(self._text(json.dumps([tree, kinds]), src))
+        whole = {}
+        for name, shape, dtype in kinds:
+            kind = getattr(torch, dtype.removeprefix("torch."))
+            sent = tensors[name].to(self.root_device).contiguous() if self.rank == src else None
+            whole[name] = torch.empty(shape, dtype=kind, device=self.root_device) if sent is None else sent
+            dist.broadcast(whole[name], src=src)
+        return value if self.rank == src else from_json(tree, whole)
+
+    def _text(self, text: str, src: int) -> str:
         data = torch.tensor(list(text.encode()), dtype=torch.uint8)
         size = torch.tensor(len(data))
-        dist.broadcast(size, src=0)
-        if self.rank != 0:
+        dist.broadcast(size, src=src)
+        if self.rank != src:
             data = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(data, src=0)
+        dist.broadcast(data, src=src)
         return bytes(data.tolist()).decode()
 
-    def barrier(self) -> None:
+    def barrier(self, name: str | None = None) -> None:
         if self.world_size > 1:
             dist.barrier()
 

@@ -63,7 +63,7 @@ class Alarm:
         self._steps += 1
         if self._steps < self._next:
             return False
-        passed = float(self._strategy.reduce(torch.tensor([self.passed], dtype=torch.float64), "max"))
+        passed = float(self._strategy.reduce(torch.tensor([self.passed], dtype=torch.float64), reduce_op="max"))
         if passed >= self.after:
             return True
         steps_left = (self.after - passed) / max(passed - self._counted_from, 1e-6) * self._steps

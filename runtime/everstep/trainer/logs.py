@@ -200,9 +200,11 @@ class Logs:
     def _over_ranks(self, named: "_Named") -> Tensor:
         value = named.latest.to(_EPOCH_VALUE).reshape(1)
         if named.reduction == "mean":
-            total = self.strategy.reduce(torch.cat([value * named.samples, value.new_tensor([float(named.samples)])]))
+            total = self.strategy.reduce(
+                torch.cat([value * named.samples, value.new_tensor([float(named.samples)])]), reduce_op="sum"
+            )
             return (total[0] / total[1]).float()
-        return self.strategy.reduce(value.clone(), named.reduction)[0].float()
+        return self.strategy.reduce(value.clone(), reduce_op=named.reduction)[0].float()
 
     # Epochs.
 
@@ -400,10 +402,10 @@ class _Named:
         weight = self.weight
         if self.sync and strategy.world_size > 1:
             if self.reduction in ("mean", "sum"):
-                both = strategy.reduce(torch.stack([value, value.new_tensor(weight)]))
+                both = strategy.reduce(torch.stack([value, value.new_tensor(weight)]), reduce_op="sum")
                 value, weight = both[0], float(both[1])
             else:
-                value = strategy.reduce(value.reshape(1), self.reduction)[0]
+                value = strategy.reduce(value.reshape(1), reduce_op=self.reduction)[0]
                 weight = 1.0
         if weight == 0:
             return None

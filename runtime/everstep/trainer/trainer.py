@@ -1,6 +1,5 @@
 """Trainer: fit, validate, test, predict."""
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -318,7 +317,7 @@ class Trainer(Rank):
         given = {"train_dataloader": train_dataloaders, "val_dataloader": val_dataloaders}
 
         def work(hooks: Hooks, begun: Begun) -> Any:
-            run_seed = int(self.strategy.broadcast(str(seed.run_seed())))  # one order of the data for all ranks
+            run_seed = int(self.strategy.broadcast(seed.run_seed()))  # one order of the data for all ranks
             loaders = Loaders(model, datamodule, given)
             fit = self._fit = Fit(
                 self, model, hooks, loaders, transfer(self, model, datamodule), begun.restored, run_seed
@@ -437,7 +436,7 @@ class Trainer(Rank):
 
         def work(hooks: Hooks, begun: Begun) -> Any:
             self.run.stage(BoardStage.EVALUATING)
-            run_seed = int(self.strategy.broadcast(str(seed.run_seed())))
+            run_seed = int(self.strategy.broadcast(seed.run_seed()))
             self.strategy.align_buffers(module)
             metrics: list[dict[str, float]] = []
             outputs: list[list[Any]] = []
@@ -534,7 +533,7 @@ class Trainer(Rank):
             for folder, name in self._folders_of_loggers() if self.resumed else ():
                 self.run.artifacts.fetch(folder, name)
         if self.world_size > 1:
-            versions = json.loads(self.strategy.broadcast(json.dumps([logger.version for logger in self.logs.loggers])))
+            versions = self.strategy.broadcast([logger.version for logger in self.logs.loggers])
             for logger, version in zip(self.loggers, versions, strict=True):
                 if not self.is_global_zero:
                     logger.take_version(version)
