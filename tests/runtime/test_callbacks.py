@@ -333,6 +333,32 @@ def test_s31_bars_show_progress_and_values(tmp_path: Path, kind: Any) -> None:
     assert "shown" not in tested, "that was a value of the fit"
 
 
+@pytest.mark.parametrize("kind", [ProgressBar, TQDMProgressBar, RichProgressBar])
+def test_s31_what_a_bar_shows_can_be_changed(tmp_path: Path, kind: Any) -> None:
+    class Mine(kind):  # type: ignore[misc]
+        def opened(self, bar: Any) -> None:
+            bar.what = f"running {bar.what}"
+            super().opened(bar)
+
+        def get_metrics(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+            assert isinstance(pl_module, Shown)
+            metrics: dict[str, Any] = super().get_metrics(trainer, pl_module)
+            return {"name": "blue", "twice": 2 * metrics.pop("shown", 0.0), **metrics}
+
+    stream = Terminal()
+    trainer(tmp_path, callbacks=Mine(refresh_seconds=0.0, stream=stream)).fit(Shown(), loader(), loader())
+    for part in ("running Epoch 0", "blue", "twice", "14"):
+        assert part in stream.getvalue(), part
+    assert "shown" not in stream.getvalue()
+
+
+def test_s31_a_bars_methods_that_nobody_calls_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"Mine defines init_train_tqdm, .* override opened\(bar\)"):
+
+        class Mine(TQDMProgressBar):
+            def init_train_tqdm(self) -> Any: ...
+
+
 def test_s78_a_bar_fetches_values_only_when_it_redraws(tmp_path: Path) -> None:
     class Counted(torch.Tensor):
         fetched = 0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TextIO
 
 from everstep.callbacks.base import Callback
+from everstep.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from everstep.module import LightningModule
@@ -49,17 +50,30 @@ class ProgressBar(Callback):
         self._training: Bar | None = None
         self._evaluation: Bar | None = None
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        for what in ("sanity", "train", "validation", "test", "predict"):
+            if hasattr(cls, name := f"init_{what}_tqdm"):
+                raise ConfigurationError(
+                    f"{cls.__name__} defines {name}, which is never called: override opened(bar), where bar.what is "
+                    "the text and, after super().opened(bar), bar.handle what draws it"
+                )
+
     # What is drawn, and how.
+
+    def get_metrics(self, trainer: "Trainer", pl_module: "LightningModule") -> dict[str, Any]:
+        """Numbers and strings beside the bar: what was logged with prog_bar=True. Asked for only when it is redrawn."""
+        return dict(trainer.progress_bar_metrics)
 
     def opened(self, bar: Bar) -> None:
         """A bar begins."""
 
-    def draw(self, bar: Bar, values: dict[str, float]) -> None:
+    def draw(self, bar: Bar, values: dict[str, Any]) -> None:
         """Draw it again, with values that were logged with prog_bar=True."""
         if self._stream.isatty():
             self._write(f"\r{_line(bar, values)}\x1b[K")
 
-    def closed(self, bar: Bar, values: dict[str, float]) -> None:
+    def closed(self, bar: Bar, values: dict[str, Any]) -> None:
         """It is complete. An evaluation inside of a fit leaves nothing behind."""
         passing = bar is self._evaluation and self._training is not None
         if self._stream.isatty():
@@ -103,7 +117,7 @@ class ProgressBar(Callback):
 
     def on_train_epoch_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         if self._training is not None:
-            self.closed(self._training, _values(trainer))
+            self.closed(self._training, self.get_metrics(trainer, pl_module))
             self._training = None
 
     def _evaluates(self, trainer: "Trainer", what: str, stage: Any) -> None:
@@ -119,7 +133,10 @@ class ProgressBar(Callback):
 
     def _evaluated(self, trainer: "Trainer") -> None:
         if self._evaluation is not None:
-            self.closed(self._evaluation, {} if self._training is not None else _values(trainer))
+            self.closed(
+                self._evaluation,
+                {} if self._training is not None else self._values(trainer),
+            )
             self._evaluation = None
 
     def on_validation_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
@@ -172,7 +189,11 @@ class ProgressBar(Callback):
 
     def _draw(self, trainer: "Trainer", bar: Bar) -> None:
         self._next = time.monotonic() + self.refresh_seconds
-        self.draw(bar, _values(trainer) if self.shown else {})
+        self.draw(bar, self._values(trainer) if self.shown else {})
+
+    def _values(self, trainer: "Trainer") -> dict[str, Any]:
+        assert trainer.lightning_module is not None
+        return self.get_metrics(trainer, trainer.lightning_module)
 
     @property
     def shown(self) -> bool:
@@ -180,10 +201,11 @@ class ProgressBar(Callback):
         return self._stream.isatty()
 
 
-def _values(trainer: "Trainer") -> dict[str, float]:
-    return trainer.progress_bar_metrics
+def shown_values(values: dict[str, Any]) -> dict[str, str]:
+    """Numbers with four digits, anything else as it is."""
+    return {name: f"{value:.4g}" if isinstance(value, int | float) else str(value) for name, value in values.items()}
 
 
-def _line(bar: Bar, values: dict[str, float]) -> str:
-    shown = "".join(f", {name} {value:.4g}" for name, value in values.items())
+def _line(bar: Bar, values: dict[str, Any]) -> str:
+    shown = "".join(f", {name} {value}" for name, value in shown_values(values).items())
     return f"{bar.what}: {bar.progress}, {bar.per_second:.1f} it/s{shown}"

@@ -2,7 +2,7 @@
 
 from typing import Any, TextIO
 
-from everstep.callbacks.progress import Bar, ProgressBar
+from everstep.callbacks.progress import Bar, ProgressBar, shown_values
 from everstep.errors import ConfigurationError
 
 
@@ -56,14 +56,14 @@ class RichProgressBar(ProgressBar):
             self._display.start()
         bar.handle = self._display.add_task(bar.what, total=bar.total, values="")
 
-    def draw(self, bar: Bar, values: dict[str, float]) -> None:
+    def draw(self, bar: Bar, values: dict[str, Any]) -> None:
         if self._display is None:
             return
         task = self._display._tasks[bar.handle]
         if bar.done - task.completed >= self.refresh_rate:
             self._show(bar, values)
 
-    def closed(self, bar: Bar, values: dict[str, float]) -> None:
+    def closed(self, bar: Bar, values: dict[str, Any]) -> None:
         if self._display is None:
             return
         self._show(bar, values)
@@ -74,6 +74,8 @@ class RichProgressBar(ProgressBar):
             self._display.stop()
             self._display = None
 
-    def _show(self, bar: Bar, values: dict[str, float]) -> None:
-        text = f"{bar.per_second:.1f} it/s " + " ".join(f"{name} {value:.4g}" for name, value in values.items())
+    def _show(self, bar: Bar, values: dict[str, Any]) -> None:
+        text = f"{bar.per_second:.1f} it/s " + " ".join(
+            f"{name} {value}" for name, value in shown_values(values).items()
+        )
         self._display.update(bar.handle, completed=bar.done, values=text, refresh=True)

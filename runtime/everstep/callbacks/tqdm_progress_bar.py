@@ -1,8 +1,8 @@
 """The progress bar by tqdm."""
 
-from typing import TextIO
+from typing import Any, TextIO
 
-from everstep.callbacks.progress import Bar, ProgressBar
+from everstep.callbacks.progress import Bar, ProgressBar, shown_values
 from everstep.errors import ConfigurationError
 
 
@@ -43,15 +43,15 @@ class TQDMProgressBar(ProgressBar):
             disable=not self.refresh_rate, dynamic_ncols=True, file=self._stream,
         )  # fmt: skip
 
-    def draw(self, bar: Bar, values: dict[str, float]) -> None:
+    def draw(self, bar: Bar, values: dict[str, Any]) -> None:
         if self.refresh_rate and bar.done - bar.handle.n >= self.refresh_rate:
             self._show(bar, values)
 
-    def closed(self, bar: Bar, values: dict[str, float]) -> None:
+    def closed(self, bar: Bar, values: dict[str, Any]) -> None:
         self._show(bar, values)
         bar.handle.close()
 
-    def _show(self, bar: Bar, values: dict[str, float]) -> None:
-        bar.handle.set_postfix({name: f"{value:.4g}" for name, value in values.items()}, refresh=False)
+    def _show(self, bar: Bar, values: dict[str, Any]) -> None:
+        bar.handle.set_postfix(shown_values(values), refresh=False)
         bar.handle.n = bar.done
         bar.handle.refresh()
