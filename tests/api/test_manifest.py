@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from everstep_operator.api.manifest import ManifestError, load, parse, sentences
-from everstep_operator.api.trainingrun import Status, TrainingRun
+from everstep_operator.api.trainingrun import Status, TrainingRun, refused_changes
 from tests.api.objects import CASES
 
 ROOT = Path(__file__).parents[2]
@@ -186,3 +186,17 @@ def test_no_sentence_is_one_of_pydantic() -> None:
             continue
         said = refusal(yaml.safe_dump(case.object))
         assert not re.search(r"Input should|Field required|Extra inputs|pydantic|Value error|\bTuple\b", said), said
+
+
+def test_readme_changes_the_example_into_one_that_a_cluster_can_run_and_scale() -> None:
+    """What `kubectl scale tr/digits --replicas=2` needs is in it."""
+    readme = (ROOT / "README.md").read_text()
+    (changes,) = [text for text in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if text.startswith("  ")]
+    example = yaml.safe_load((ROOT / "examples" / "digits" / "trainingrun.yaml").read_text())
+    example["spec"] |= yaml.safe_load(changes)
+    run = parse(yaml.safe_dump(example), "digits.yaml")
+    assert run.spec.checkpoint is not None
+    assert run.spec.checkpoint.credentials_secret == "s3"
+    (replicas,) = re.findall(r"kubectl scale tr/digits --replicas=(\d+)", readme)
+    example["spec"]["numNodes"] = int(replicas)
+    assert refused_changes(run.spec, parse(yaml.safe_dump(example), "digits.yaml").spec) == []

@@ -15,18 +15,16 @@ import pytest
 from everstep_protocol import labels
 from tests.cluster import faults as accidents
 from tests.cluster import store
-from tests.cluster.kube import Object, apply, kubectl
+from tests.cluster.kube import Object, apply, get, kubectl
 from tests.cluster.runs import GONE, NAMESPACE, QUOTA, SESSION, STORE, Run
 
 ROOT = Path(__file__).parents[2]
+CHART = str(ROOT / "charts" / "everstep")
 SYSTEM = "everstep-test-system"
 RELEASE = "everstep"
 
 #: When the tests began, in seconds since the epoch: all sessions of one `make cluster-test`.
 BEGAN = float(os.environ.get("EVERSTEP_TESTS_BEGAN") or time.time())
-
-#: The CRD may have been applied by other means before.
-OVER_OTHERS = ("--take-ownership", "--force-conflicts")
 
 IMAGES = ("EVERSTEP_OPERATOR_IMAGE", "EVERSTEP_RUNTIME_IMAGE", "EVERSTEP_S3_IMAGE")
 
@@ -53,15 +51,21 @@ def cluster() -> None:
 
 
 @pytest.fixture(scope="session")
-def trainingruns(cluster: None) -> None:
-    """The kind is known, and there may be no operator."""
-    (definition,) = (ROOT / "crds").glob("*.yaml")
-    kubectl("apply", "--server-side", "--force-conflicts", "-f", str(definition))
+def trainingruns(helm: Callable[..., str], cluster: None) -> None:
+    """The kind is known, and there may be no operator: brought by the chart, unless somebody else has."""
+    with one_at_a_time("operator"):
+        crd = get("crd", "trainingruns.everstep.dev")
+        if crd is None:
+            namespace(SYSTEM)
+            helm("install", RELEASE, CHART, "--namespace", SYSTEM, *chart_values(replicas="0"))
+        elif "meta.helm.sh/release-name" not in crd["metadata"].get("annotations", {}):
+            (definition,) = (ROOT / "crds").glob("*.yaml")
+            kubectl("apply", "--server-side", "--force-conflicts", "-f", str(definition))
     kubectl("wait", "crd", "trainingruns.everstep.dev", "--for=condition=Established", "--timeout=30s")
 
 
 @pytest.fixture(scope="session")
-def helm(cluster: None) -> Callable[..., str]:
+def helm() -> Callable[..., str]:
     """Call helm; what it printed."""
     command = [sys.executable, ROOT / "deploy" / "helm.py"]
     program = subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE).stdout.strip()
@@ -99,8 +103,7 @@ def operator(helm: Callable[..., str], the_store: None) -> None:
         if os.environ.get("EVERSTEP_TEST_SCOPE") == "namespaces":
             scope = {f"namespaces[{i}]": name for i, name in enumerate((NAMESPACE, QUOTA, GONE))}
         values = chart_values(**scope)
-        chart = str(ROOT / "charts" / "everstep")
-        helm("upgrade", "--install", RELEASE, chart, "--namespace", SYSTEM, *values, *OVER_OTHERS)
+        helm("upgrade", "--install", RELEASE, CHART, "--namespace", SYSTEM, *values)
         kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
 
 

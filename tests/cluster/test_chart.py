@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.cluster.conftest import OVER_OTHERS, RELEASE, SYSTEM, namespace, one_at_a_time
+from tests.cluster.conftest import CHART, RELEASE, SYSTEM, chart_values, namespace, one_at_a_time
 from tests.cluster.kube import Object, apply, get, kubectl
 
 ROOT = Path(__file__).parents[2]
-CHART = str(ROOT / "charts" / "everstep")
+
+#: Where somebody has put the two images.
+IMAGES = ("--set", "image.repository=r.example/e/operator", "--set", "runtimeImage.repository=r.example:5000/e/runtime")
 
 Helm = Callable[..., str]
 
 
 def rendered(helm: Helm, *arguments: str) -> list[Object]:
-    text = helm("template", RELEASE, CHART, "--namespace", SYSTEM, *arguments)
+    text = helm("template", RELEASE, CHART, "--namespace", SYSTEM, *IMAGES, *arguments)
     return [document for document in yaml.safe_load_all(text) if document]
 
 
@@ -41,7 +43,7 @@ EVERYTHING = {
     [{}, {"namespaces[0]": "default", "namespaces[1]": SYSTEM}, EVERYTHING],
     ids=["default", "namespaced", "everything"],
 )
-def test_the_api_server_accepts_every_object(helm: Helm, values: dict[str, str]) -> None:
+def test_the_api_server_accepts_every_object(cluster: None, helm: Helm, values: dict[str, str]) -> None:
     namespace(SYSTEM)
     arguments = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
     objects = rendered(helm, *arguments)
@@ -50,7 +52,7 @@ def test_the_api_server_accepts_every_object(helm: Helm, values: dict[str, str])
 
 
 @pytest.mark.cluster
-def test_the_pods_of_the_operator_are_restricted(helm: Helm) -> None:
+def test_the_pods_of_the_operator_are_restricted(cluster: None, helm: Helm) -> None:
     """In a namespace that enforces the restricted standard, a warning would be a pod that never comes."""
     namespace(SYSTEM)
     (deployment,) = [o for o in rendered(helm) if o["kind"] == "Deployment"]
@@ -68,11 +70,57 @@ def test_the_pods_of_the_operator_are_restricted(helm: Helm) -> None:
 
 @pytest.mark.cluster
 def test_in_namespaces_it_asks_for_no_rights_on_the_cluster(helm: Helm) -> None:
-    objects = rendered(helm, "--set", "namespaces[0]=team-a", "--set", "aggregateRoles=false")
-    assert not [o for o in objects if o["kind"] in ("ClusterRole", "ClusterRoleBinding")]
+    without = ("namespaces[0]=team-a", "aggregateRoles=false", "priorityClass.create=false", "crd.install=false")
+    objects = rendered(helm, *(word for value in without for word in ("--set", value)))
+    assert not [o for o in objects if "namespace" not in o["metadata"]]
     assert [o["metadata"]["namespace"] for o in objects if o["kind"] == "Role"] == ["team-a", SYSTEM]
     (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
     assert deployment["spec"]["template"]["spec"]["containers"][0]["args"] == ["--namespace=team-a"]
+
+
+@pytest.mark.cluster
+@pytest.mark.serial
+def test_a_second_release_beside_the_first(operator: None, helm: Helm) -> None:
+    """A team's own operator, by the plain command: no name of the first is in its way, and the kind stays its."""
+    if get("namespace", "everstep-test-team") is None:
+        kubectl("create", "namespace", "everstep-test-team")
+    where = ("--namespace", "everstep-test-team")
+    values = chart_values(replicas="0", **{"namespaces[0]": "everstep-test-team"})
+    before = get("crd", "trainingruns.everstep.dev")
+    assert before is not None
+    try:
+        said = helm("install", RELEASE, CHART, *where, *values)
+        assert "was there already" in said
+        helm("upgrade", RELEASE, CHART, *where, *values)
+        after = get("crd", "trainingruns.everstep.dev")
+        assert after is not None
+        assert after["metadata"]["annotations"] == before["metadata"]["annotations"]
+        assert get("priorityclass", "everstep-test-team-everstep") is not None
+    finally:
+        helm("uninstall", RELEASE, *where, "--wait")
+        kubectl("delete", "namespace", "everstep-test-team", "--wait=false")
+    assert get("crd", "trainingruns.everstep.dev") is not None
+    assert get("priorityclass", f"{SYSTEM}-{RELEASE}") is not None
+
+
+@pytest.mark.cluster
+def test_names_of_the_whole_cluster_are_told_apart_by_namespace(helm: Helm) -> None:
+    def names(namespace: str) -> set[tuple[str, str]]:
+        objects = rendered(helm, "--namespace", namespace, "--set", f"namespaces[0]={namespace}")
+        return {(o["kind"], o["metadata"]["name"]) for o in objects if "namespace" not in o["metadata"]}
+
+    both = names("team-a") & names("team-b")
+    assert both == {("CustomResourceDefinition", "trainingruns.everstep.dev")}
+
+
+@pytest.mark.cluster
+def test_an_image_by_its_digest(helm: Helm) -> None:
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    objects = rendered(helm, "--set", f"image.tag={digest}", "--set", "runtimeImage.tag=v2")
+    (deployment,) = [o for o in objects if o["kind"] == "Deployment"]
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"r.example/e/operator@{digest}"
+    assert {"name": "EVERSTEP_RUNTIME_IMAGE", "value": "r.example:5000/e/runtime:v2"} in container["env"]
 
 
 @pytest.mark.cluster
@@ -83,7 +131,19 @@ def test_in_namespaces_it_asks_for_no_rights_on_the_cluster(helm: Helm) -> None:
         ("replicas=many", "replicas"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("namespaces[0]=Team_A", "namespaces"),
+        ("namespaces=team-a", "namespaces"),
         ("serviceAccount.create=false", "name the account in serviceAccount.name"),
+        ("serviceAccount.name=Foo_Bar", "/serviceAccount/name"),
+        ("image.repository=", "name your copy of the operator's image"),
+        ("runtimeImage.repository=", "name your copy of the runtime's image"),
+        ("image.repository=Bad Image", "/image/repository"),
+        ("image.tag=sha256:abc", "/image/tag"),
+        ("imagePullSecrets[0].name=registry", "/imagePullSecrets/0"),
+        ("resources.limits.memory=banana", "/resources/limits/memory"),
+        ("tolerations[0].foo=bar", "/tolerations/0"),
+        ("affinity.x=y", "/affinity"),
+        ("tokenKey.existingSecret=no such", "/tokenKey/existingSecret"),
+        (r"podLabels.app\.kubernetes\.io/name=foo", "app.kubernetes.io/name"),
     ],
 )
 def test_wrong_values_are_refused(helm: Helm, setting: str, message: str) -> None:
@@ -98,7 +158,7 @@ def test_the_token_key_stays_through_an_upgrade(helm: Helm, operator: None) -> N
     assert before is not None
     assert len(before["data"]["key"]) >= 48
     with one_at_a_time("operator"):
-        helm("upgrade", RELEASE, CHART, "--namespace", SYSTEM, "--reuse-values", *OVER_OTHERS)
+        helm("upgrade", RELEASE, CHART, "--namespace", SYSTEM, "--reuse-values")
     after = get("secret", name, SYSTEM)
     assert after is not None
     assert after["data"] == before["data"]
@@ -165,4 +225,19 @@ def test_the_schema_knows_every_value() -> None:
     """A value that nobody may set would be a dead one, and one that the schema lacks could be misspelt."""
     values = yaml.safe_load((ROOT / "charts" / "everstep" / "values.yaml").read_text())
     schema = json.loads((ROOT / "charts" / "everstep" / "values.schema.json").read_text())
-    assert set(values) == set(schema["properties"]) - {"global"}
+    del schema["properties"]["global"]  # Helm's own
+
+    def compare(given: Object, known: Object, path: str) -> None:
+        if "properties" not in known:  # names of the user's choice, each value of a stated type
+            assert known["additionalProperties"], path
+            return
+        assert known["additionalProperties"] is False, path
+        assert set(given) <= set(known["properties"]), path
+        assert set(known["properties"]) == set(given) or not given, path
+        for name, value in given.items():
+            if isinstance(value, dict):
+                compare(value, known["properties"][name], f"{path}.{name}")
+            elif isinstance(value, list):
+                assert known["properties"][name]["items"], f"{path}.{name}"
+
+    compare(values, schema, "")

@@ -9,7 +9,7 @@ import pytest
 
 from everstep_protocol import labels
 from tests.cluster import store
-from tests.cluster.conftest import OVER_OTHERS, RELEASE, ROOT, SYSTEM
+from tests.cluster.conftest import CHART, RELEASE, ROOT, SYSTEM
 from tests.cluster.kube import Object, get, kubectl, listed, until
 from tests.cluster.runs import GONE, Run, tiny
 
@@ -152,14 +152,13 @@ def test_helm_upgrade_under_a_running_run(start: Start, helm: Callable[..., str]
     run = start(tiny("upgrade", "--steps", 5000, "--pause", 0.1, nodes=2))
     status = run.reaches(3)
     before = [pod["metadata"]["uid"] for pod in run.pods()]
-    chart = str(ROOT / "charts" / "everstep")
     columns = "/spec/versions/0/additionalPrinterColumns"
     older = json.dumps([{"op": "remove", "path": columns}])
     kubectl("patch", "crd", "trainingruns.everstep.dev", "--type=json", "-p", older)
     assert "PHASE" not in kubectl("get", "trainingruns", "-n", run.namespace)
     annotation = time.strftime("%Y-%m-%dT%H-%M-%S")
     helm(
-        *("upgrade", RELEASE, chart, "-n", SYSTEM, "--reuse-values", *OVER_OTHERS),
+        *("upgrade", RELEASE, CHART, "-n", SYSTEM, "--reuse-values"),
         *("--set", f"podAnnotations.upgraded={annotation}"),
     )
     kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
@@ -178,11 +177,10 @@ def test_uninstall_leaves_runs_alive_and_a_new_install_adopts_them(start: Start,
     assert get("crd", "trainingruns.everstep.dev") is not None
     kubectl("delete", "lease", RELEASE, "-n", SYSTEM)  # the operator's own; the next one makes it anew
     assert run.pod(0)["status"]["phase"] == "Running"
-    chart = str(ROOT / "charts" / "everstep")
     with_values = ROOT / "build" / "cluster-values.yaml"
     with_values.parent.mkdir(exist_ok=True)
     with_values.write_text(values)
-    helm("install", RELEASE, chart, "-n", SYSTEM, "-f", str(with_values), *OVER_OTHERS)
+    helm("install", RELEASE, CHART, "-n", SYSTEM, "-f", str(with_values))
     status = run.phase("Succeeded", "Failed", seconds=180)
     assert status["phase"] == "Succeeded", run.picture()
     assert status["restarts"]["total"] == 0

@@ -18,7 +18,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- end }}
 
 {{- define "everstep.priorityClass" -}}
-{{- .Values.priorityClass.name | default (ternary (include "everstep.name" .) "" .Values.priorityClass.create) }}
+{{- .Values.priorityClass.name | default (ternary (include "everstep.clusterName" .) "" .Values.priorityClass.create) }}
 {{- end }}
 
 {{- define "everstep.tokenKeySecret" -}}
@@ -30,12 +30,28 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if eq (include "everstep.name" .) .Release.Namespace }}{{ include "everstep.name" . }}{{ else }}{{ printf "%s-%s" .Release.Namespace (include "everstep.name" .) | trunc 63 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
+{{/* true where the CRD is not there yet, or this release has brought it: it is upgraded by the release that installed it. */}}
+{{- define "everstep.bringsCrd" -}}
+{{- if .Values.crd.install }}
+{{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "trainingruns.everstep.dev" | default dict }}
+{{- $from := dig "metadata" "annotations" (dict) $there }}
+{{- $ours := and (eq (get $from "meta.helm.sh/release-name") .Release.Name) (eq (get $from "meta.helm.sh/release-namespace") .Release.Namespace) }}
+{{- if or (not $there) $ours }}true{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* Of a repository and a tag or digest. */}}
+{{- define "everstep.image" -}}
+{{- $tag := .image.tag | default .default }}
+{{- required .missing .image.repository }}{{ ternary "@" ":" (hasPrefix "sha256:" $tag) }}{{ $tag }}
+{{- end }}
+
 {{- define "everstep.operatorImage" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{ include "everstep.image" (dict "image" .Values.image "default" .Chart.AppVersion "missing" "image.repository is empty: name your copy of the operator's image, --set image.repository=REGISTRY/everstep/operator") }}
 {{- end }}
 
 {{- define "everstep.runtimeImage" -}}
-{{ .Values.runtimeImage.repository }}:{{ .Values.runtimeImage.tag | default .Chart.AppVersion }}
+{{ include "everstep.image" (dict "image" .Values.runtimeImage "default" .Chart.AppVersion "missing" "runtimeImage.repository is empty: name your copy of the runtime's image, --set runtimeImage.repository=REGISTRY/everstep/runtime") }}
 {{- end }}
 
 {{/* What the operator does in the namespaces of runs. tests/cluster/test_rbac.py holds it against the audit log. */}}
