@@ -94,6 +94,8 @@ class _State(Collector):
         step = GaugeMetricFamily("everstep_run_step", "Optimizer steps finished.", labels=of_run)
         ready = GaugeMetricFamily("everstep_run_nodes_ready", "Nodes of a run whose pod runs.", labels=of_run)
         count: Count[str] = Count({str(phase): 0 for phase in Phase})
+        if not self._leads():
+            return  # the leader tells of them; a sum over all operators counts each run once
         for run in self._runs():
             status, names = run.status, (run.metadata.namespace, run.metadata.name)
             count[str(status.phase or Phase.PENDING)] += 1

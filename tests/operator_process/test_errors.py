@@ -2,11 +2,16 @@
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
 from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
-from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, NotFound, Refused, Unavailable
+from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, NotFound, Refused, RunKey, Unavailable
+from everstep_operator.cluster.render.metadata import owner
+from everstep_operator.plan import make_plan, observe
+from everstep_operator.plan.model import CreatePod
+from everstep_operator.reconcile import reconcile
 from tests.emulated.api import Status
 from tests.operator_process.world import FORBIDDEN, QUOTA, World, until
 
@@ -120,6 +125,61 @@ def test_a_missing_right_is_meant_only_when_it_lasts(world: World) -> None:
             world.fail("POST", "pods", FORBIDDEN)
             with pytest.raises(Unavailable):  # a new spell of it
                 await api.request("POST", PODS, body={"metadata": {"name": "y"}})
+
+    asyncio.run(story())
+
+
+def test_a_right_that_is_missing_in_one_namespace_is_told_although_another_has_it(world: World) -> None:
+    now = 0.0
+
+    async def story() -> None:
+        nonlocal now
+        async with world.server(clock=lambda: now) as api:
+            for seconds, error in ((0, Unavailable), (FORBIDDEN_SECONDS, Refused)):
+                now = seconds
+                world.fail("POST", "pods", FORBIDDEN)
+                with pytest.raises(error, match="cannot create resource"):
+                    await api.request("POST", "/api/v1/namespaces/other/pods", body={"metadata": {"name": "x"}})
+                await api.request("POST", PODS, body={"metadata": {"name": f"x{seconds:.0f}"}})
+
+    asyncio.run(story())
+
+
+def test_a_pod_of_somebody_else_with_our_labels_is_neither_seen_nor_deleted(world: World) -> None:
+    """`kubectl debug POD --copy-to=z --keep-labels` makes one."""
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            await cluster.create_pod(world.run, world.spec())
+            copied = _pod(world, "zz")
+            del copied["metadata"]["ownerReferences"]  # type: ignore[attr-defined]
+            world.cluster.create("pods", copied)
+            later = world.cluster.create("pods", _pod(world, "zzz"))["metadata"]["uid"]  # the watch has told both
+
+            async def names() -> list[str]:
+                return [pod.name for pod in await cluster.list_pods(world.run)]
+
+            await until(lambda: later in {seen.pod.uid for seen in cluster._pods[""].of(world.run.metadata.uid)})
+            assert await names() == ["first-0-1", "zzz"]
+            cluster._pods[""].doubt(world.run.metadata.uid)
+            assert await names() == ["first-0-1", "zzz"], "nor when the source is asked"
+
+    asyncio.run(story())
+
+
+def test_a_name_that_a_pod_of_somebody_else_has_is_told(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            key = RunKey("team", "first")
+            plan = make_plan(world.run, observe(world.run, [], None), datetime.now(UTC))
+            name = next(a.spec.name for a in plan.actions if isinstance(a, CreatePod) and a.spec.node == 0)
+            foreign = _pod(world, name)
+            del foreign["metadata"]["ownerReferences"]  # type: ignore[attr-defined]
+            world.cluster.create("pods", foreign)
+            await reconcile(cluster, key, datetime.now(UTC))
+            status = (await cluster.get_run(key)).status
+            assert status.refusal is not None
+            assert f"the name {name} belongs to a pod of somebody else" in status.refusal.message
 
     asyncio.run(story())
 
@@ -256,7 +316,12 @@ def test_a_run_that_is_being_deleted_is_gone(world: World) -> None:
 def _pod(world: World, name: str = "first-0-1") -> dict[str, object]:
     spec = replace(world.spec(), name=name)
     return {
-        "metadata": {"name": name, "namespace": "team", "labels": spec.labels},
+        "metadata": {
+            "name": name,
+            "namespace": "team",
+            "labels": spec.labels,
+            "ownerReferences": [owner(world.run)],
+        },
         "spec": {"containers": [{"name": "trainer"}]},
         "status": {"phase": "Pending"},
     }

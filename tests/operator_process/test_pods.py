@@ -7,6 +7,7 @@ import pytest
 
 from everstep_operator.cluster.kubernetes.pods import seen
 from everstep_operator.plan.model import Pod
+from everstep_operator.plan.pods import died
 from everstep_protocol import labels
 from everstep_protocol.reasons import Reason
 from tests.render import golden
@@ -43,9 +44,14 @@ def pod(state: dict[str, Any] | None, phase: str = "Running", **status: Any) -> 
             "resourceVersion": "17",
             "creationTimestamp": "2026-01-01T00:00:00Z",
             "labels": marks,
+            "ownerReferences": [{"kind": "TrainingRun", "name": "first", "uid": "run-uid", "controller": True}],
             **metadata,
         },
-        "spec": {"nodeName": "node1", "containers": [{"name": "log-shipper"}, {"name": "trainer"}]},
+        "spec": {
+            "nodeName": "node1",
+            "initContainers": status.pop("init", []),
+            "containers": [{"name": "log-shipper"}, {"name": "trainer"}],
+        },
         "status": {"phase": phase, "podIP": "10.0.0.7", "containerStatuses": containers, **status},
     }
     whole = seen(item)
@@ -136,11 +142,45 @@ def test_an_init_container_that_failed() -> None:
     assert dead.message == "init container fetch exited with 3: no such archive"
 
 
-@pytest.mark.parametrize("reason", ["Evicted", "Preempting", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
+@pytest.mark.parametrize("reason", ["Preempting", "OutOfcpu", "NodeShutdown", "UnexpectedAdmissionError"])
 def test_taken_away_by_the_cluster(reason: str) -> None:
     gone = pod(None, phase="Failed", reason=reason, message="The node was low on resource: memory.")
     assert (gone.phase, gone.disrupted, gone.exit_code) == ("Failed", True, None)
     assert gone.message == f"{reason}: The node was low on resource: memory."
+
+
+def test_who_is_evicted_for_want_of_the_node_is_disrupted_and_who_took_too_much_has_failed() -> None:
+    target = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}
+    pressed = pod(ended(143), phase="Failed", reason="Evicted", message="low on memory", conditions=[target])
+    assert pressed.disrupted
+    greedy = pod(ended(143), phase="Failed", reason="Evicted", message='Usage of EmptyDir volume "shm" exceeds 1Gi')
+    assert died(greedy), "also if its launcher left by SIGTERM"
+    assert greedy.message == 'Evicted: Usage of EmptyDir volume "shm" exceeds 1Gi'
+
+
+def test_a_native_sidecar_that_is_killed_at_the_end_explains_nothing() -> None:
+    init = [{"name": "proxy", "restartPolicy": "Always"}, {"name": "fetch"}]
+    told = [{"name": "proxy", "state": ended(143)}, {"name": "fetch", "state": ended(0)}]
+    dead = pod(ended(1, "Error"), phase="Failed", init=init, initContainerStatuses=told)
+    assert (dead.exit_code, dead.message) == (1, "Error")
+    gone = pod(None, phase="Failed", init=init, initContainerStatuses=told)
+    assert (gone.exit_code, gone.message) == (None, "")
+
+
+def test_a_pod_is_of_the_run_that_controls_it_whatever_its_labels_say() -> None:
+    copied = {
+        "name": "copy",
+        "namespace": "team",
+        "uid": "another",
+        "resourceVersion": "18",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "labels": {labels.RUN: "first", labels.RUN_UID: "run-uid", labels.ROLE: labels.WORKER, labels.NODE: "2"},
+    }
+    controlled = {"kind": "TrainingRun", "name": "first", "uid": "run-uid", "controller": True}
+    assert seen({"metadata": copied}).pod.run_uid == ""
+    assert seen({"metadata": copied | {"ownerReferences": [controlled | {"kind": "Job"}]}}).pod.run_uid == ""
+    assert seen({"metadata": copied | {"ownerReferences": [controlled | {"controller": False}]}}).pod.run_uid == ""
+    assert seen({"metadata": copied | {"ownerReferences": [controlled]}}).pod.run_uid == "run-uid"
 
 
 def test_a_drain_marks_it_before_it_ends() -> None:

@@ -204,8 +204,39 @@ def kinds(spec: dict[str, Any]) -> list[str]:
 
 def test_budget_only_where_a_drain_may_go_on() -> None:
     assert "PodDisruptionBudget" not in kinds({"numNodes": 3})
-    assert "PodDisruptionBudget" not in kinds({"numNodes": 2, "elasticPolicy": {"minNodes": 2, "maxNodes": 4}})
     assert "PodDisruptionBudget" in kinds({"numNodes": 3, "elasticPolicy": {"minNodes": 2, "maxNodes": 4}})
+
+
+@pytest.mark.parametrize(("nodes", "kept"), [(4, 2), (3, 2), (2, 1)])
+def test_budget_never_keeps_all_pods_also_after_scaling_down(nodes: int, kept: int) -> None:
+    run = training_run({"numNodes": nodes, "elasticPolicy": {"minNodes": 2, "maxNodes": 4}})
+    budget = next(c for c in render.children(run, SETTINGS) if c["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["minAvailable"] == kept, "it is applied over the one of before: nobody deletes that"
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        [{"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]}],
+        [
+            {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["a"]}]},
+            {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["big"]}]},
+        ],
+    ],
+)
+def test_affinity_of_the_template_takes_no_lost_node_back(terms: list[dict[str, Any]]) -> None:
+    required = "requiredDuringSchedulingIgnoredDuringExecution"
+    affinity = {"nodeAffinity": {required: {"nodeSelectorTerms": terms}}}
+    run = training_run({"podTemplate": {"spec": {"affinity": affinity}}})
+    pod = render.pod(run, pods.worker(run, 0, 1, ("dead-node",)), SETTINGS)
+    away = {"key": "metadata.name", "operator": "NotIn", "values": ["dead-node"]}
+    found = pod["spec"]["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"]
+    assert found == [{**term, "matchFields": [*term.get("matchFields", []), away]} for term in terms]
+
+
+def test_node_of_the_template_is_refused() -> None:
+    with pytest.raises(Refused, match=r"nodeName cannot be changed: the scheduler places pods.*nodeSelector"):
+        with_template(nodeName="gpu-7")
 
 
 def test_service_of_the_coordinator_stays_as_long_as_its_pod() -> None:

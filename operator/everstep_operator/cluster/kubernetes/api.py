@@ -95,7 +95,7 @@ class ApiServer:
         self._observe = observer
         self._clock = clock
         self._request_seconds = request_seconds
-        self._forbidden_since: dict[tuple[str, str], float] = {}
+        self._forbidden_since: dict[tuple[str, str, str], float] = {}
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=_tls(configuration)),
             read_bufsize=LINE_LIMIT // 2,
@@ -143,7 +143,9 @@ class ApiServer:
                     event: dict[str, Any] = json.loads(line)
                     if event["type"] == "ERROR":
                         status = event["object"]
-                        raise self._error(int(status.get("code") or 500), status, {}, ("watch", _resource(path)))
+                        raise self._error(
+                            int(status.get("code") or 500), status, {}, ("watch", _resource(path), _namespace(path))
+                        )
                     yield event
 
             try:
@@ -164,6 +166,7 @@ class ApiServer:
         patience: aiohttp.ClientTimeout,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         what = (_verb(method, path, params), _resource(path))
+        right = (*what, _namespace(path))
         began, status = self._clock(), 0
         try:
             async with self._session.request(
@@ -179,8 +182,8 @@ class ApiServer:
                 status = response.status
                 self._observe(*what, status, self._clock() - began)
                 if status >= 400:
-                    raise self._error(status, await _status(response), response.headers, what)
-                self._forbidden_since.pop(what, None)
+                    raise self._error(status, await _status(response), response.headers, right)
+                self._forbidden_since.pop(right, None)
                 yield response
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError, ValueError) as error:
             if not status:
@@ -189,12 +192,12 @@ class ApiServer:
             raise Unavailable(f"the API server does not answer ({what[0]} {what[1]}): {how}") from None
 
     def _error(
-        self, code: int, status: Mapping[str, Any], headers: Mapping[str, str], what: tuple[str, str]
+        self, code: int, status: Mapping[str, Any], headers: Mapping[str, str], right: tuple[str, str, str]
     ) -> ClusterError:
-        """The port's error for a Status object."""
-        message = str(status.get("message") or f"HTTP {code} for {what[0]} {what[1]}")
+        """The port's error for a Status object; `right`: what was asked for, verb, resource and namespace."""
+        message = str(status.get("message") or f"HTTP {code} for {right[0]} {right[1]}")
         if code == 403 and _is_missing_right(message):
-            since = self._forbidden_since.setdefault(what, self._clock())
+            since = self._forbidden_since.setdefault(right, self._clock())
             if self._clock() - since < FORBIDDEN_SECONDS:
                 return Unavailable(f"{message} (an API server that starts says so; asking again)")
             return Refused(message)
@@ -265,6 +268,12 @@ def _resource(path: str) -> str:
     """pods, pods/eviction, trainingruns/status, …"""
     parts = _below_version(path)
     return "/".join([*parts[:1], *parts[2:]])
+
+
+def _namespace(path: str) -> str:
+    """ "": it is not in one."""
+    _, _, below = path.partition("/namespaces/")
+    return below.partition("/")[0]
 
 
 def _below_version(path: str) -> list[str]:

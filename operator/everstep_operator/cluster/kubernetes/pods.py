@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from everstep_operator.api.trainingrun import KIND
 from everstep_operator.cluster.port import RunKey
 from everstep_operator.cluster.render import MAIN_CONTAINER
 from everstep_operator.plan.model import Pod
@@ -15,8 +16,11 @@ from everstep_protocol.reasons import LAST_LINES, LINE_LIMIT, Failure, Reason
 
 #: status.reason of pods that the cluster took away or would not start, for reasons of its own.
 _CLUSTERS_OWN = frozenset(
-    {"Evicted", "Preempting", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity", "UnexpectedAdmissionError"}
+    {"Preempting", "NodeShutdown", "Terminated", "NodeLost", "NodeAffinity", "UnexpectedAdmissionError"}
 )
+#: For a node's own shortage, which the condition DisruptionTarget tells, or for the pod's: it took more of a disk or
+#: of an emptyDir than its limit, and its replacement would, too.
+_EVICTED = "Evicted"
 #: A kubelet that cannot fit a pod says OutOfcpu, OutOfmemory, OutOfpods, OutOfnvidia.com/gpu, …
 _NO_ROOM = "OutOf"
 #: Reasons of a container that waits for what comes before it, and so explain nothing.
@@ -37,12 +41,16 @@ class Seen:
 def seen(item: dict[str, Any]) -> Seen:
     metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
     marks = metadata.get("labels") or {}
+    sidecars = {c["name"] for c in spec.get("initContainers") or [] if c.get("restartPolicy") == "Always"}
     role = marks.get(labels.ROLE, "")
     state = _main_container(role, status).get("state") or {}
     ended = state.get("terminated")
     deleted = metadata.get("deletionTimestamp")
     phase = _phase(status, state)
-    reason, message = _why_waiting(status) if phase == "Pending" else ("", _why_ended(status, ended))
+    before = [s for s in status.get("initContainerStatuses") or [] if s["name"] not in sidecars]
+    reason, message = _why_waiting(status) if phase == "Pending" else ("", _why_ended(status, before, ended))
+    disrupted = _is_disrupted(status)
+    to_blame = status.get("reason") == _EVICTED and not disrupted
     pod = Pod(
         name=metadata["name"],
         uid=metadata["uid"],
@@ -51,11 +59,12 @@ def seen(item: dict[str, Any]) -> Seen:
         attempt=_number(marks.get(labels.ATTEMPT)) or 0,
         phase=phase,
         terminating=deleted is not None,
-        exit_code=ended["exitCode"] if ended else _exit_of_init(status) if phase == "Failed" else None,
-        failure=_failure(ended) if ended else None,
+        # Who was to blame for its eviction has not left on request, whatever its launcher made of the SIGTERM.
+        exit_code=None if to_blame else ended["exitCode"] if ended else _exit_of(before) if phase == "Failed" else None,
+        failure=_failure(ended) if ended and not to_blame else None,
         message=message,
-        disrupted=_is_disrupted(status),
-        run_uid=marks.get(labels.RUN_UID, ""),
+        disrupted=disrupted,
+        run_uid=_run_uid(metadata),
         sidecars_run=ended is not None and _others_run(role, status),
         last_lines=_last_lines(ended) if ended else (),
         waiting_reason=reason,
@@ -76,6 +85,12 @@ def seen(item: dict[str, Any]) -> Seen:
 def time(text: str) -> datetime:
     """RFC 3339, as the API server writes it."""
     return datetime.fromisoformat(text)
+
+
+def _run_uid(metadata: dict[str, Any]) -> str:
+    """Of the run that controls it. Labels are copied (`kubectl debug --copy-to --keep-labels`); "": it is nobody's."""
+    owners = metadata.get("ownerReferences") or []
+    return next((str(o["uid"]) for o in owners if o.get("controller") and o.get("kind") == KIND), "")
 
 
 def _number(text: str | None) -> int | None:
@@ -119,10 +134,11 @@ def _why_waiting(status: dict[str, Any]) -> tuple[str, str]:
     return "", ""
 
 
-def _why_ended(status: dict[str, Any], ended: dict[str, Any] | None) -> str:
+def _why_ended(status: dict[str, Any], before: list[dict[str, Any]], ended: dict[str, Any] | None) -> str:
+    """`before`: statuses of the containers that had to end before the trainer began."""
     if status.get("reason"):
         return f"{status['reason']}: {status.get('message') or 'taken away by the cluster'}"
-    for s in status.get("initContainerStatuses") or []:
+    for s in before:
         init = (s.get("state") or {}).get("terminated")
         if init and init["exitCode"] != 0:
             words = init.get("message") or init.get("reason") or ""
@@ -130,8 +146,8 @@ def _why_ended(status: dict[str, Any], ended: dict[str, Any] | None) -> str:
     return str(ended.get("reason") or "") if ended and ended["exitCode"] != 0 else ""
 
 
-def _exit_of_init(status: dict[str, Any]) -> int | None:
-    for s in status.get("initContainerStatuses") or []:
+def _exit_of(before: list[dict[str, Any]]) -> int | None:
+    for s in before:
         ended = (s.get("state") or {}).get("terminated")
         if ended and ended["exitCode"] != 0:
             return int(ended["exitCode"])

@@ -15,7 +15,10 @@ from everstep_operator.cluster.port import RunKey
 
 
 class PodView:
-    """Pods by the uid of their run. `told` hears of each run about whose pods there is news."""
+    """Pods by the uid of the run that controls them; those of others are not seen.
+
+    `told` hears of each run about whose pods there is news.
+    """
 
     def __init__(self, told: Callable[[RunKey], None] = lambda key: None) -> None:
         self._told = told
@@ -37,7 +40,8 @@ class PodView:
         """All pods of all runs."""
         runs: dict[str, list[Seen]] = {uid: [] for uid in self._pods}
         for item in items:
-            runs.setdefault(item.pod.run_uid, []).append(item)
+            if item.pod.run_uid:
+                runs.setdefault(item.pod.run_uid, []).append(item)
         for uid, of_run in runs.items():
             before = self._pods.get(uid, {})
             self.listed_run(uid, of_run, version)
@@ -52,7 +56,8 @@ class PodView:
     def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
         """All pods of one run."""
         before = self._pods.get(run_uid, {})
-        now = {item.pod.uid: item for item in items if item.pod.uid not in self._gone}
+        ours = [item for item in items if item.pod.run_uid == run_uid]
+        now = {item.pod.uid: item for item in ours if item.pod.uid not in self._gone}
         for uid, pod in before.items():
             if uid in now:
                 now[uid] = max(now[uid], pod, key=lambda s: s.version)
@@ -64,6 +69,8 @@ class PodView:
 
     def changed(self, type: str, item: Seen, version: int) -> None:
         uid, run_uid = item.pod.uid, item.pod.run_uid
+        if not run_uid:
+            return
         pods = self._pods.setdefault(run_uid, {})
         if type == "DELETED":
             self._gone.discard(uid)

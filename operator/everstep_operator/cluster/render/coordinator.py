@@ -17,6 +17,6 @@ def coordinator(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> di
     container["ports"] = [{"name": "http", "containerPort": settings.coordinator_port}]
     container["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
     body = pod_spec(run, spec, settings.image_pull_secrets)
-    place_coordinator(body, run, spec)
+    place_coordinator(body, run)
     body["containers"] = [container]
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(run, spec.name, spec.labels), "spec": body}

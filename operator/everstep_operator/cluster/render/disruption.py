@@ -9,15 +9,18 @@ from everstep_protocol import labels
 
 
 def disruption_budget(run: TrainingRun) -> dict[str, Any] | None:
-    """None where every node is needed: such a budget would stop a drain for ever, where we can save and move."""
-    if run.spec.min_nodes >= run.spec.num_nodes:
+    """None without elasticPolicy: where every node is needed, a budget would stop a drain for ever.
+
+    One that was scaled down to its minimum keeps a budget, which lets one pod at a time save and move.
+    """
+    if run.spec.elastic_policy is None:
         return None
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
         "metadata": metadata(run, prefix(run), run_labels(run)),
         "spec": {
-            "minAvailable": run.spec.min_nodes,
+            "minAvailable": min(run.spec.min_nodes, run.spec.num_nodes - 1),
             "selector": {"matchLabels": pods_of(run, labels.WORKER)},
             "unhealthyPodEvictionPolicy": "AlwaysAllow",  # a pod that does not run protects nobody
         },

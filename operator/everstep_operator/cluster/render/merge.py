@@ -38,6 +38,7 @@ _POD_FIELDS = {
     "restartPolicy": "the operator replaces pods; failurePolicy says how often",
     "hostname": "workers find each other by it",
     "subdomain": "workers find each other by it",
+    "nodeName": "the scheduler places pods, away from lost nodes: write podTemplate.spec.nodeSelector",
     "terminationGracePeriodSeconds": "write trainer.terminationGracePeriodSeconds, which the launcher knows as well",
     "priorityClassName": "write scheduling.priorityClassName, which is the coordinator's as well",
 }

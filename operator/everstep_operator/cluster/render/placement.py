@@ -18,6 +18,7 @@ ACCELERATOR_LABELS = (
     ACCELERATOR_LABEL,
     "k8s.amazonaws.com/accelerator",
 )
+_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def pool_of(run: TrainingRun) -> Pool:
@@ -31,14 +32,11 @@ def place_worker(body: dict[str, Any], spec: PodSpec, pool: Pool) -> None:
         body["nodeSelector"] = selector
     if tolerations := pool.tolerations():
         body["tolerations"] = tolerations
-    affinity = pool.affinity(spec.node)
-    if spec.excluded_nodes:
-        affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": _not_on(spec.excluded_nodes)}
-    if affinity:
+    if affinity := pool.affinity(spec.node):
         body["affinity"] = affinity
 
 
-def place_coordinator(body: dict[str, Any], run: TrainingRun, spec: PodSpec) -> None:
+def place_coordinator(body: dict[str, Any], run: TrainingRun) -> None:
     """Away from accelerators, and from the workers whose death it has to survive; but there may be no other node."""
     no_accelerator = [{"key": label, "operator": "DoesNotExist"} for label in ACCELERATOR_LABELS]
     node_affinity: dict[str, Any] = {
@@ -46,8 +44,6 @@ def place_coordinator(body: dict[str, Any], run: TrainingRun, spec: PodSpec) -> 
             {"weight": 100, "preference": {"matchExpressions": no_accelerator}}
         ]
     }
-    if spec.excluded_nodes:
-        node_affinity["requiredDuringSchedulingIgnoredDuringExecution"] = _not_on(spec.excluded_nodes)
     workers = {
         "labelSelector": {"matchLabels": pods_of(run, labels.WORKER)},
         "topologyKey": "kubernetes.io/hostname",
@@ -60,7 +56,19 @@ def place_coordinator(body: dict[str, Any], run: TrainingRun, spec: PodSpec) -> 
     }
 
 
-def _not_on(nodes: Iterable[str]) -> dict[str, Any]:
-    """By the nodes' names, not by their hostname labels, which may be others. A field takes one value an entry."""
+def keep_off(body: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
+    """A pod's spec that also stays away from these nodes, wherever else it says that it may run.
+
+    By the nodes' names, not by their hostname labels, which may be others. A field takes one value an entry.
+    """
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in nodes]
-    return {"nodeSelectorTerms": [{"matchFields": fields}]}
+    if not fields:
+        return body
+    affinity = body.get("affinity") or {}
+    node_affinity = affinity.get("nodeAffinity") or {}
+    required = node_affinity.get(_REQUIRED) or {}
+    # One of these terms has to hold, so each of them has to say it. An empty list of them would match nothing.
+    terms = required.get("nodeSelectorTerms", [{}])
+    apart = [{**term, "matchFields": [*(term.get("matchFields") or []), *fields]} for term in terms]
+    node_affinity = {**node_affinity, _REQUIRED: {**required, "nodeSelectorTerms": apart}}
+    return {**body, "affinity": {**affinity, "nodeAffinity": node_affinity}}
