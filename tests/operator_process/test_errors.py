@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -184,6 +184,62 @@ def test_a_name_that_a_pod_of_somebody_else_has_is_told(world: World) -> None:
     asyncio.run(story())
 
 
+def test_a_node_that_the_watch_has_not_told_of_yet_is_not_lost(world: World) -> None:
+    """An autoscaler has added it, and the watch of Nodes is late."""
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            world.api.deaf = True
+            world.cluster.create("nodes", _node("new"))
+            world.cluster.create("pods", _pod(world, machine="new"))
+            cluster._pods[""].doubt(world.run.metadata.uid)
+            (pod,) = await cluster.list_pods(world.run)
+            assert (pod.machine, pod.machine_lost_since) == ("new", None)
+
+    asyncio.run(story())
+
+
+def test_a_node_that_does_not_exist_is_lost_from_when_that_was_known(world: World) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def story() -> None:
+        nonlocal now
+        async with world.connect(clock=lambda: now) as cluster:
+            world.cluster.create("pods", _pod(world, machine="gone"))
+            cluster._pods[""].doubt(world.run.metadata.uid)
+            first, now = now, now + timedelta(seconds=5)
+            (pod,) = await until(lambda: cluster.list_pods(world.run))
+            assert pod.machine_lost_since == first + timedelta(seconds=5), "not from the pod's creation on"
+            lists = world.api.requests_made.count(("GET", "nodes"))
+            now += timedelta(seconds=5)
+            (pod,) = await cluster.list_pods(world.run)
+            assert pod.machine_lost_since == first + timedelta(seconds=5)
+            assert world.api.requests_made.count(("GET", "nodes")) == lists, "it is asked for once"
+            world.cluster.create("nodes", _node("gone"))
+
+            async def back() -> bool:
+                return (await cluster.list_pods(world.run))[0].machine_lost_since is None
+
+            await until(back)
+
+    asyncio.run(story())
+
+
+def test_who_takes_over_reads_the_nodes_as_they_are_now(world: World) -> None:
+    node = world.cluster.create("nodes", _node("n1"))
+    world.cluster.create("pods", _pod(world, machine="n1"))
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            world.api.deaf = True  # it was stopped, and its watch is dead
+            node["spec"] = {"unschedulable": True}
+            world.cluster.do(world.api.put("nodes", node))
+            await cluster.take_over()
+            assert [pod.machine_cordoned for pod in await cluster.list_pods(world.run)] == [True]
+
+    asyncio.run(story())
+
+
 def test_a_create_that_nobody_answered_is_looked_up(world: World) -> None:
     """It has happened, or not: the source is asked before anything else is done."""
     world.fail("POST", "pods", None, after=True)
@@ -313,7 +369,12 @@ def test_a_run_that_is_being_deleted_is_gone(world: World) -> None:
     asyncio.run(story())
 
 
-def _pod(world: World, name: str = "first-0-1") -> dict[str, object]:
+def _node(name: str) -> dict[str, object]:
+    ready = {"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return {"metadata": {"name": name}, "spec": {}, "status": {"conditions": [ready]}}
+
+
+def _pod(world: World, name: str = "first-0-1", machine: str = "") -> dict[str, object]:
     spec = replace(world.spec(), name=name)
     return {
         "metadata": {
@@ -322,6 +383,6 @@ def _pod(world: World, name: str = "first-0-1") -> dict[str, object]:
             "labels": spec.labels,
             "ownerReferences": [owner(world.run)],
         },
-        "spec": {"containers": [{"name": "trainer"}]},
+        "spec": {"containers": [{"name": "trainer"}], **({"nodeName": machine} if machine else {})},
         "status": {"phase": "Pending"},
     }

@@ -94,6 +94,42 @@ def test_run_that_has_trained_waits_for_its_image() -> None:
     assert "registry is down" in run.status.message
 
 
+def test_run_that_has_trained_waits_for_its_image_also_when_it_is_resumed() -> None:
+    trained = running()
+    over = report(RunState.STOPPED, 1, progress=progress(41_000))
+    suspended = trained.model_copy(update={"spec": trained.spec.model_copy(update={"suspend": True})})
+    suspended = then(suspended, plan(suspended, all_pods(), over, 10))
+    assert suspended.status.phase == "Suspended"
+    resumed = suspended.model_copy(update={"spec": trained.spec})
+    resumed = then(resumed, plan(resumed, [], None, 20))
+    for second in (30, 60, 1_000):
+        resumed = then(resumed, plan(resumed, waiting_pod("ErrImagePull", "manifest unknown"), WAITS, second))
+    assert (resumed.status.phase, resumed.status.reason) == ("Pending", "ImagePull")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unexpected status code 503 Service Unavailable",
+        "429 Too Many Requests",
+        "dial tcp 10.0.0.1:443: connect: connection refused",
+        "dial tcp 10.0.0.1:443: i/o timeout",
+    ],
+)
+def test_registry_that_is_away_is_waited_for(message: str) -> None:
+    run = begun(failurePolicy={"startup": {"deadlineSeconds": 600}})
+    for second in (10, 40, 599):
+        run = then(run, plan(run, waiting_pod("ErrImagePull", message), WAITS, second))
+    assert (run.status.phase, run.status.reason) == ("Pending", "ImagePull")
+    assert plan(run, waiting_pod("ErrImagePull", message), WAITS, 600).status.reason == "StartupDeadlineExceeded"
+
+
+def test_registry_whose_name_nobody_knows_is_not_waited_for() -> None:
+    run, message = begun(), "dial tcp: lookup registry.invalid on 10.0.0.10:53: read udp: i/o timeout"
+    run = then(run, plan(run, waiting_pod("ErrImagePull", message), WAITS, 10))
+    assert plan(run, waiting_pod("ErrImagePull", message), WAITS, 40).status.phase == "Failed"
+
+
 def test_no_room_is_waited_for_without_end() -> None:
     run = begun()
     run = then(run, plan(run, waiting_pod("Unschedulable", "no room"), WAITS, 10))

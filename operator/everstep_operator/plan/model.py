@@ -52,7 +52,7 @@ class Pod:
     created: datetime | None = None  # None: its cluster does not tell
     kept_from: tuple[str, ...] = ()  # Nodes that it was created to stay away from
     # Since when that Node's Ready condition has not been True; None: it is ready, or nobody may look (namespaced mode).
-    # A Node that no longer exists: since the pod's creationTimestamp.
+    # A Node that does not exist: since that was first known.
     machine_lost_since: datetime | None = None
     machine_cordoned: bool = False  # spec.unschedulable: somebody is about to drain it
 

@@ -18,7 +18,7 @@ CONFIG = "Config"
 STORAGE = "Storage"
 NODE_NOT_READY = "NodeNotReady"
 
-#: An image that cannot be pulled and a Secret that is not there stay so. The kubelet has tried three times by then.
+#: An image that is not there and a Secret that is not there stay so. The kubelet has tried three times by then.
 CONFIRMED_SECONDS = 30.0
 _HOPELESS = (CONFIG, IMAGE_PULL)
 
@@ -30,6 +30,12 @@ _CONFIG_WORDS = frozenset({"CreateContainerConfigError", "CreateContainerError"}
 _STORAGE_WORDS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume"})
 _MISSING = re.compile(
     r"(secret|configmap)s? \"[^\"]*\" not found|non-existent (secret|config) key|couldn't find key", re.I
+)
+#: What a registry, or the way to it, says when it is away for a while.
+_AWAY = re.compile(
+    r"unavailable|too many requests|internal server error|bad gateway|gateway time-?out|deadline exceeded"
+    r"|i/o timeout|handshake timeout|connection re(fused|set)|temporary failure",
+    re.I,
 )
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
@@ -85,7 +91,10 @@ def note(status: Status, observed: Observed, now: datetime) -> Status:
 
 
 def hopeless(status: Status, now: datetime) -> Waiting | None:
-    """What keeps a run from ever beginning, once that is certain. A run that has begun waits: its image was good."""
+    """What keeps a run from ever beginning, once that is certain.
+
+    A run that has begun waits, also after a suspension: its image was good. So does one whose registry is away.
+    """
     condition, certain = status.condition(PODS_RUNNING), certain_at(status)
     if condition is None or certain is None or now < certain:
         return None
@@ -95,16 +104,28 @@ def hopeless(status: Status, now: datetime) -> Waiting | None:
 def certain_at(status: Status) -> datetime | None:
     """From when on it is `hopeless`, unless something changes; None: it is not."""
     condition = status.condition(PODS_RUNNING)
-    if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
+    if status.phase is not Phase.PENDING or has_trained(status) or condition is None or condition.status != "False":
+        return None
+    if condition.reason == IMAGE_PULL and _is_away(condition.message):
         return None
     return (
         condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS) if condition.reason in _HOPELESS else None
     )
 
 
+def _is_away(message: str) -> bool:
+    """A registry whose name nobody knows has most likely been misspelt."""
+    return _AWAY.search(message) is not None and "lookup " not in message
+
+
+def has_trained(status: Status) -> bool:
+    """In this life or in one before a suspension."""
+    return status.last_checkpoint is not None or (status.progress is not None and status.progress.step > 0)
+
+
 def startup_deadline(run: TrainingRun, status: Status) -> datetime | None:
     """When the run fails unless it has trained by then; None: it has, or may take as long as it needs."""
     seconds = run.spec.failure_policy.startup.deadline_seconds
-    if seconds is None or status.start_time is None or (status.progress is not None and status.progress.step > 0):
+    if seconds is None or status.start_time is None or has_trained(status):
         return None
     return status.start_time + timedelta(seconds=seconds)

@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -60,6 +61,7 @@ class KubernetesCluster:
         resync_seconds: float = RESYNC_SECONDS,
         may_write: Callable[[], None] = lambda: None,
         saved: Callable[[TrainingRun, Status], None] = lambda run, status: None,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """
         Args:
@@ -74,6 +76,7 @@ class KubernetesCluster:
         self._resync_seconds = resync_seconds
         self._may_write = may_write
         self._saved = saved
+        self._clock = clock
         self._events = Events(api)
         self._complaints = Complaints(api)
         self._machines = MachineView(self._machine_changed)
@@ -115,7 +118,7 @@ class KubernetesCluster:
 
     async def take_over(self) -> list[RunKey]:
         """Read everything from the source, as of now: another process has been acting until a moment ago."""
-        for informer in self._pod_informers.values():
+        for informer in self.informers():
             await informer.list()
         items = await self.list_runs()
         alive = [item for item in items if not _is_leaving(item)]
@@ -232,6 +235,7 @@ class KubernetesCluster:
             items, version = await list_all(self._api, path, ours, seen)
             view.listed_run(run.metadata.uid, items, version)
         items = await self._complaints.explain(run.metadata.uid, view.of(run.metadata.uid))
+        await self._look_for_machines(items)
         return [self._with_machine(item) for item in items]
 
     async def create_pod(self, run: TrainingRun, spec: PodSpec) -> Pod:
@@ -287,14 +291,21 @@ class KubernetesCluster:
             self._of(run)[0].doubt(run.metadata.uid)
             raise
 
+    async def _look_for_machines(self, items: list[Seen]) -> None:
+        """A Node that the view does not hold may be a new one, of which a late watch has not told: ask the source."""
+        wanted = {item.pod.machine for item in items if item.pod.machine}
+        if all(self._machines.get(name) or self._machines.missed_since(name) for name in wanted):
+            return
+        for informer in self._machine_informers:
+            await informer.list()
+            wanted |= {item.pod.machine for view in self._pods.values() for item in view if item.pod.machine}
+            self._machines.miss(wanted, self._clock())
+
     def _with_machine(self, item: Seen) -> Pod:
         pod = item.pod
-        informers = self._machine_informers
-        if not (pod.machine and informers and all(informer.synced.is_set() for informer in informers)):
-            return pod
         found = self._machines.get(pod.machine)
         if found is None:
-            return replace(pod, machine_lost_since=item.created)
+            return replace(pod, machine_lost_since=self._machines.missed_since(pod.machine))
         return replace(pod, machine_lost_since=found.lost_since, machine_cordoned=found.cordoned)
 
     # What pods need beside themselves.

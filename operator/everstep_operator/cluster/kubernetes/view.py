@@ -144,19 +144,39 @@ class MachineView:
     def __init__(self, told: Callable[[str], None] = lambda name: None) -> None:
         self._told = told
         self._machines: dict[str, Machine] = {}
+        self._missed: dict[str, datetime] = {}  # since when the source has been known not to hold them
+        self._as_of = 0
 
     def get(self, name: str) -> Machine | None:
         return self._machines.get(name)
 
+    def missed_since(self, name: str) -> datetime | None:
+        return self._missed.get(name)
+
+    def miss(self, names: set[str], now: datetime) -> None:
+        """Of these that pods are bound to, those that are not there do not exist: the source was just asked."""
+        self._missed = {name: self._missed.get(name, now) for name in names - self._machines.keys()}
+
     def listed(self, items: list[Machine], version: int) -> None:
+        if version < self._as_of:
+            return
+        self._as_of = version
         before, self._machines = self._machines, {item.name: item for item in items}
         for name in before.keys() | self._machines.keys():
             if before.get(name) != self._machines.get(name):
-                self._told(name)
+                self._changed(name)
 
     def changed(self, type: str, item: Machine, version: int) -> None:
+        if version <= self._as_of:
+            return  # of a watch that lags behind a list
+        self._as_of = version
         before = self._machines.pop(item.name, None)
         if type != "DELETED":
             self._machines[item.name] = item
         if before != self._machines.get(item.name):
-            self._told(item.name)
+            self._changed(item.name)
+
+    def _changed(self, name: str) -> None:
+        if name in self._machines:
+            self._missed.pop(name, None)
+        self._told(name)
