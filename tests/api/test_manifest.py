@@ -172,6 +172,14 @@ def test_all_mistakes_are_listed() -> None:
     assert "  spec.suspend must be true or false, not 1" in said.splitlines()
 
 
+def test_a_field_by_another_name_is_told_once() -> None:
+    said = refusal(HEAD + "spec: {elasticPolicy: {minReplicas: 2, maxReplicas: 4}, trainer: {command: [a]}}\n")
+    assert said.splitlines()[1:] == [
+        "  spec.elasticPolicy has no field minReplicas; did you mean minNodes?",
+        "  spec.elasticPolicy has no field maxReplicas; did you mean maxNodes?",
+    ]
+
+
 def test_a_long_list_ends() -> None:
     fields = ", ".join(f"x{i}: 1" for i in range(30))
     lines = refusal(HEAD + f"spec: {{trainer: {{command: [a]}}, {fields}}}\n").splitlines()

@@ -29,8 +29,9 @@ def with_spec(**spec: object) -> str:
         (with_spec(numNods=2), "numNodes"),
         (with_spec(numNodes="two"), "numNodes"),
         (with_spec(elasticPolicy={"minNodes": 3, "maxNodes": 2}), "maxNodes 2 is below minNodes 3"),
+        (with_spec(podTemplate={"spec": {"restartPolicy": "OnFailure"}}), "restartPolicy cannot be changed"),
     ],
-    ids=["empty", "not-yaml", "another-kind", "unknown-field", "mistyped-field", "min-above-max"],
+    ids=["empty", "not-yaml", "another-kind", "unknown-field", "mistyped-field", "min-above-max", "template"],
 )
 def test_bad_manifests(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "run.yaml").write_text(text)

@@ -136,6 +136,14 @@ def test_slice_of_one_host_may_share_a_node_pool() -> None:
         ({"containers": [{"name": "trainer", "envFrom": []}]}, "write trainer.envFrom"),
         ({"containers": [{"name": "trainer", "$patch": "delete"}]}, "trainer is the container that trains"),
         ({"containers": [{"name": "trainer", "env": [{"name": "EVERSTEP_TOKEN"}]}]}, "is set by Everstep itself"),
+        (
+            {"containers": [{"name": "pytorch", "image": "x"}]},
+            "pytorch would be a sidecar, beside trainer, which trains",
+        ),
+        (
+            {"containers": [{"name": "main", "resources": {"limits": {"nvidia.com/gpu": 1}}}]},
+            "main would be a sidecar, beside trainer, which trains and has the devices: write trainer.image",
+        ),
         ({"containers": [{"image": "x"}]}, "podTemplate.spec.containers: each item needs name"),
         ({"volumes": ["x"]}, "podTemplate.spec.volumes: each item needs name"),
     ],
@@ -274,3 +282,31 @@ def test_all_names_fit() -> None:
     ]
     names += worker(tpu_run(4), 0)["metadata"]["labels"].values()
     assert max(map(len, names)) <= 63
+
+
+# --- checkpoints in a folder ----------------------------------------------------------------------------------------
+
+
+def saved_in(folder: str, **volume: Any) -> dict[str, Any]:
+    mounted = {"name": "trainer", "volumeMounts": [{"name": "shared", "mountPath": "/mnt/shared"}]}
+    template = {"spec": {"volumes": [{"name": "shared", **volume}], "containers": [mounted]}} if volume else {}
+    return worker(training_run({"checkpoint": {"uri": f"file://{folder}"}, "podTemplate": template}), 0)
+
+
+@pytest.mark.parametrize("folder", ["/mnt/shared", "/mnt/shared/run"])
+def test_a_folder_of_a_volume_that_is_shared_holds_checkpoints(folder: str) -> None:
+    assert trainer(saved_in(folder, persistentVolumeClaim={"claimName": "data"}))
+
+
+@pytest.mark.parametrize(
+    ("folder", "volume"),
+    [
+        ("/ckpt", {}),
+        ("/tmp/ckpt", {}),
+        ("/mnt/shared/run", {"emptyDir": {}}),
+        ("/mnt/shared-not", {"persistentVolumeClaim": {"claimName": "data"}}),
+    ],
+)
+def test_checkpoints_are_not_kept_in_a_pod_that_ends(folder: str, volume: dict[str, Any]) -> None:
+    with pytest.raises(Refused, match=f"checkpoint.uri file://{folder} is a folder of each pod, and gone with it"):
+        saved_in(folder, **volume)

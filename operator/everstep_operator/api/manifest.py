@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,11 @@ def parse(text: str, source: str) -> TrainingRun:
 
 def sentences(error: ValidationError) -> list[str]:
     """What is wrong with a TrainingRun, in words for people."""
-    return [_sentence(dict(detail)) for detail in error.errors(include_url=False)]
+    details: list[dict[str, Any]] = [dict(detail) for detail in error.errors(include_url=False)]
+    # A misspelt field is missing under its right name, too: that would be the same mistake told twice.
+    unknown = [detail["loc"] for detail in details if detail["type"] == "extra_forbidden"]
+    misspelt = {(*path[:-1], _meant(str(path[-1]), _field_names(path[:-1]))) for path in unknown}
+    return [_sentence(detail) for detail in details if detail["type"] != "missing" or detail["loc"] not in misspelt]
 
 
 def _read(path: Path) -> str:
@@ -167,7 +172,8 @@ def _sentence(error: dict[str, Any]) -> str:
     if kind == "missing":
         return f"{where} is missing{_what_is(error['loc'])}"
     if wanted is not None:
-        return f"{where} must be {wanted}, not {_kind_of(value)}{_unquote(kind, value)}"
+        way_out = _unquote(kind, value) or _way_out(error["loc"], kind, value)
+        return f"{where} must be {wanted}, not {_kind_of(value)}{way_out}"
     if kind in ("literal_error", "enum"):
         return f"{where} must be {context['expected']}, not {_shown(value)}"
     if kind in ("greater_than_equal", "less_than_equal"):
@@ -182,7 +188,8 @@ def _sentence(error: dict[str, Any]) -> str:
     if kind == "string_too_short":
         return f"{where} must not be empty: leave it out, or give it a value"
     if kind == "quantity":
-        return f'{where} must be a quantity such as 2, "500m" or 16Gi, not {_shown(value)}'
+        quoted = f': write "{value}"' if isinstance(value, float) else ""
+        return f'{where} must be a quantity such as 2, "500m" or 16Gi, not {_shown(value)}{quoted}'
     if kind == "string_pattern_mismatch":
         return f"{where} must match {context['pattern']}, and {_shown(value)} does not"
     return f"{where}: {error['msg']}, not {_shown(value)}"
@@ -208,12 +215,36 @@ def _path(location: tuple[int | str, ...]) -> str:
     return path.removeprefix(".") or "the manifest"
 
 
+#: What others call it, and what pods have: where to say it here.
+_ELSEWHERE = {
+    "replicas": "numNodes",
+    "minReplicas": "minNodes",
+    "maxReplicas": "maxNodes",
+    "nprocPerNode": "numProcPerNode",
+    "volumes": "podTemplate.spec.volumes",
+    "volumeMounts": "podTemplate.spec.containers: [{name: trainer, volumeMounts: …}]",
+    "ports": "podTemplate.spec.containers: [{name: trainer, ports: …}]",
+    "securityContext": "podTemplate.spec.containers: [{name: trainer, securityContext: …}]",
+    "nodeSelector": "accelerator.nodeSelector",
+    "tolerations": "accelerator.tolerations",
+    "affinity": "podTemplate.spec.affinity",
+}
+
+
+def _meant(name: str, known: frozenset[str]) -> str | None:
+    if (elsewhere := _ELSEWHERE.get(name)) in known:
+        return elsewhere
+    near = [field for field in sorted(known) if field.lower() == name.replace("_", "").replace("-", "").lower()]
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.5) or near), None)
+
+
 def _unknown(parent: str, name: str, known: frozenset[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
-        field for field in sorted(known) if field.lower() == name.replace("_", "").replace("-", "").lower()
-    ]
     inside = f"{parent} has no field {name}" if parent != "the manifest" else f"a TrainingRun has no field {name}"
-    return f"{inside}; did you mean {near[0]}?" if near else f"{inside}; it has {', '.join(sorted(known))}"
+    elsewhere = _ELSEWHERE.get(name)
+    if elsewhere is not None and elsewhere not in known:
+        return f"{inside}: write spec.{elsewhere}"
+    meant = _meant(name, known)
+    return f"{inside}; did you mean {meant}?" if meant else f"{inside}; it has {', '.join(sorted(known))}"
 
 
 def _model_at(location: tuple[int | str, ...]) -> type[BaseModel] | None:
@@ -266,3 +297,21 @@ def _unquote(kind: str, value: Any) -> str:
     else:
         quoted = kind in ("int_type", "float_type")
     return ": remove the quotes" if quoted else ""
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+
+
+def _way_out(location: tuple[int | str, ...], kind: str, value: Any) -> str:
+    """What people write who know it from elsewhere: a command in one text, 10m, auto."""
+    name = str(location[-1])
+    if kind == "tuple_type" and isinstance(value, str):
+        return f": write [{', '.join(value.split())}]"
+    if kind in ("model_type", "model_attributes_type") and value is not None and (fields := _field_names(location)):
+        return f": it has {', '.join(sorted(fields))}"
+    if name == "numProcPerNode" and value in ("auto", "gpu", "cpu"):
+        return ": leave it out for one rank on each device"
+    duration = re.fullmatch(r"(\d+)([smhd])", value) if isinstance(value, str) else None
+    if duration is not None and name.lower().endswith(("seconds", "secondsafterfinished")):
+        return f": write {int(duration[1]) * _SECONDS[duration[2]]}"
+    return ""

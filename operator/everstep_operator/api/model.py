@@ -25,7 +25,7 @@ Name = Annotated[
 ]
 Labels = dict[str, Annotated[str, StringConstraints(max_length=4_096)]]  # or annotations, or a node selector
 
-_QUANTITY = r"^[0-9]+(\.[0-9]+)?([numkKMGTPE]|[KMGTPE]i|e[0-9]+)?$"
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|e[0-9]+)?$"
 
 
 def _quantity(value: Any) -> str:

@@ -152,6 +152,18 @@ class Trainer(Model):
             "trainer.workingDir {workingDir} is relative to trainer.code, and there is none: "
             "write an absolute path, or bring the folder with trainer.code",
         ),
+        Rule(
+            lambda t: len(t.command) > 1 or " " not in t.command[0],
+            "self.command.size() != 1 || !self.command[0].contains(' ')",
+            "trainer.command is executed without a shell: write each word by itself, such as [python, train.py]",
+        ),
+        Rule(
+            lambda t: t.command[0].rpartition("/")[2] != "torchrun" and "torch.distributed.run" not in t.command,
+            "self.command[0] != 'torchrun' && !self.command[0].endsWith('/torchrun') && "
+            "!('torch.distributed.run' in self.command)",
+            "trainer.command is what each rank runs, and torchrun would start ranks in every rank: write "
+            "[python, train.py], and numProcPerNode for its --nproc-per-node",
+        ),
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
 
-from everstep_operator.api.accelerator import WHOLE_SLICES, Accelerator, chips
+from everstep_operator.api.accelerator import CUDA_RESOURCE, TPU_RESOURCE, WHOLE_SLICES, Accelerator, chips
 from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.elastic import MAX_NODES, ElasticPolicy
 from everstep_operator.api.failure_policy import FailurePolicy
@@ -188,6 +188,15 @@ class Spec(Model):
             "!(r in self.trainer.resources.requests) && !(r in self.trainer.resources.limits))",
             "trainer.resources names the resource of the accelerator: remove it, accelerator says how many",
         ),
+        Rule(
+            lambda s: (
+                s.accelerator.type != "cpu" or not any(map(s.trainer.resources.names, (CUDA_RESOURCE, TPU_RESOURCE)))
+            ),
+            f"self.accelerator.type != 'cpu' || ['{CUDA_RESOURCE}', '{TPU_RESOURCE}'].all(r, "
+            "!(r in self.trainer.resources.requests) && !(r in self.trainer.resources.limits))",
+            "trainer.resources asks for devices, and accelerator.type is cpu, which would not use them: remove them "
+            "there, and write accelerator.type: cuda and how many in accelerator.count, or type: tpu",
+        ),
     )
     TRANSITIONS = (
         _SAME_MANAGER,
@@ -247,7 +256,7 @@ class Condition(StatusModel):
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")
     message: str = Field(default="", max_length=32_768, description="Why, in a sentence.")
-    last_transition_time: datetime = Field(description="When status last changed.")
+    last_transition_time: datetime = Field(description="When status or reason last changed.")
     observed_generation: int | None = Field(default=None, ge=0, description="metadata.generation that this is about.")
 
 

@@ -16,10 +16,12 @@ from pathlib import Path
 
 from everstep_operator.api.checkpoint import Checkpoint
 from everstep_operator.api.trainingrun import Phase, Spec, TrainingRun, refused_changes
-from everstep_operator.cluster import process, s3
+from everstep_operator.cluster import port, process, s3
 from everstep_operator.cluster.local import LocalCluster
 from everstep_operator.cluster.port import ClusterError, RunKey
 from everstep_operator.cluster.process import Process
+from everstep_operator.cluster.render.merge import check_template
+from everstep_operator.cluster.render.names import MAIN_CONTAINER
 from everstep_operator.cluster.s3 import EmbeddedS3
 from everstep_operator.cluster.state import Held, StateFolder
 from everstep_operator.commands.local_code import bring_code
@@ -57,6 +59,10 @@ def run_locally(manifest: TrainingRun, folder: Path, state_dir: Path, lease_seco
     """
     if not manifest.spec.managed_by_us:
         raise Refused(f"managedBy names another manager, {manifest.spec.managed_by}: remove it to run this run here")
+    try:
+        check_template(manifest.spec.pod_template, MAIN_CONTAINER[labels.WORKER])
+    except port.Refused as error:  # nothing here acts on it, but it is to be found out before it is on a cluster
+        raise Refused(str(error)) from None
     state = StateFolder(state_dir)
     name = f"{manifest.metadata.namespace}/{manifest.metadata.name}"
     try:

@@ -1,4 +1,4 @@
-"""Conditions as metav1 has them: the time of the last change moves only with the status of the condition."""
+"""Conditions as metav1 has them, but for the time of the last change, which moves with the reason as well."""
 
 from datetime import datetime
 from typing import Literal

@@ -7,6 +7,7 @@ kind: they are merged item by item, and an item with `$patch: delete` takes its 
 from collections.abc import Mapping
 from typing import Any
 
+from everstep_operator.api.accelerator import CUDA_RESOURCE, TPU_RESOURCE
 from everstep_operator.api.pod_template import PodTemplate
 from everstep_operator.api.trainer import OWN_VARIABLES
 from everstep_operator.cluster.port import Refused
@@ -52,6 +53,9 @@ _CONTAINER_FIELDS = {
     "terminationMessagePolicy": "the launcher's last words are read from there",
 }
 
+#: What Kubeflow's training-operator calls the container that trains.
+_KUBEFLOW = "pytorch"
+
 
 def apply_template(pod: Json, template: PodTemplate | None, main: str) -> Json:
     """The pod with the user's template merged over it; `main` is the trainer's container.
@@ -59,9 +63,9 @@ def apply_template(pod: Json, template: PodTemplate | None, main: str) -> Json:
     Raises:
         Refused: the template changes what the operator relies on, or is no PodSpec.
     """
+    check_template(template, main)
     if template is None:
         return pod
-    _check(template, main)
     metadata = {"labels": template.metadata.labels, "annotations": template.metadata.annotations}
     patch = {"metadata": {key: value for key, value in metadata.items() if value}, "spec": template.spec}
     return strategic_merge(pod, patch, "podTemplate")
@@ -104,7 +108,10 @@ def _merge_list(base: list[Json], patch: list[Any], name: str, where: str) -> li
     return items
 
 
-def _check(template: PodTemplate, main: str) -> None:
+def check_template(template: PodTemplate | None, main: str) -> None:
+    """Raises Refused: the template changes what the operator relies on."""
+    if template is None:
+        return
     for kind in ("labels", "annotations"):
         for key in getattr(template.metadata, kind):
             if key.startswith(_OWN_PREFIX):
@@ -114,7 +121,10 @@ def _check(template: PodTemplate, main: str) -> None:
             raise Refused(f"podTemplate.spec.{field} cannot be changed: {way_out}")
     containers = template.spec.get("containers", [])
     for container in containers if isinstance(containers, list) else []:
-        if not isinstance(container, Mapping) or container.get("name") != main:
+        if not isinstance(container, Mapping):
+            continue
+        if container.get("name") != main:
+            _check_sidecar(container, main)
             continue
         if _DIRECTIVE in container:
             raise Refused(f"podTemplate.spec.containers: {main} is the container that trains, and stays")
@@ -125,3 +135,15 @@ def _check(template: PodTemplate, main: str) -> None:
         for variable in variables if isinstance(variables, list) else []:
             if isinstance(variable, Mapping) and variable.get("name") in OWN_VARIABLES:
                 raise Refused(f"podTemplate.spec.containers: {variable['name']} is set by Everstep itself: remove it")
+
+
+def _check_sidecar(container: Mapping[str, Any], main: str) -> None:
+    """Kubeflow's manifests have the trainer itself there, under another name: it would be a second one."""
+    resources = container.get("resources")
+    asked = resources.values() if isinstance(resources, Mapping) else ()
+    devices = any(name in part for part in asked if isinstance(part, Mapping) for name in (CUDA_RESOURCE, TPU_RESOURCE))
+    if container.get("name") == _KUBEFLOW or devices:
+        raise Refused(
+            f"podTemplate.spec.containers: {container.get('name')} would be a sidecar, beside {main}, which trains and "
+            "has the devices: write trainer.image, trainer.command, trainer.resources and accelerator instead"
+        )

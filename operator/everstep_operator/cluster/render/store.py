@@ -3,6 +3,7 @@
 from typing import Any
 
 from everstep_operator.api.trainingrun import TrainingRun
+from everstep_operator.cluster.port import Refused
 
 _FOLDER = "/everstep/ca"
 _FILE = f"{_FOLDER}/ca.crt"
@@ -30,3 +31,18 @@ def open_store(run: TrainingRun, container: dict[str, Any], body: dict[str, Any]
             else {"secret": {"secretName": source.name, "items": items}}
         )
         body["volumes"].append({"name": "ca", **volume})
+
+
+def check_folder(run: TrainingRun, container: dict[str, Any], volumes: list[dict[str, Any]]) -> None:
+    """Raises Refused: checkpoints would lie in the pod itself, and be gone with it."""
+    checkpoint = run.spec.checkpoint
+    if checkpoint is None or not checkpoint.uri.startswith("file://"):
+        return
+    folder = checkpoint.uri.removeprefix("file://")
+    mounts = [m for m in container["volumeMounts"] if f"{folder}/".startswith(f"{m['mountPath'].rstrip('/')}/")]
+    mounted = max(mounts, key=lambda mount: len(mount["mountPath"]), default={"name": None})["name"]
+    if not any(volume.get("name") == mounted and "emptyDir" not in volume for volume in volumes):
+        raise Refused(
+            f"checkpoint.uri {checkpoint.uri} is a folder of each pod, and gone with it: write s3://bucket/prefix, or "
+            "mount a volume there that all nodes share, by podTemplate.spec.volumes and the volumeMounts of trainer"
+        )

@@ -19,13 +19,13 @@ from everstep_operator.cluster.render.names import MAIN_CONTAINER, worker_hostna
 from everstep_operator.cluster.render.placement import place_worker, pool_of
 from everstep_operator.cluster.render.pool import Pool
 from everstep_operator.cluster.render.settings import RenderSettings
-from everstep_operator.cluster.render.store import open_store
+from everstep_operator.cluster.render.store import check_folder, open_store
 from everstep_operator.plan.model import PodSpec
 from everstep_protocol import labels
 
 
 def worker(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[str, Any]:
-    """Raises Refused: podTemplate changes what the operator relies on."""
+    """Raises Refused: podTemplate changes what the operator relies on, or checkpoints have no place."""
     assert spec.node is not None
     trainer, pool = run.spec.trainer, pool_of(run)
     pull_secrets = [*settings.image_pull_secrets, *(secret.name for secret in trainer.image_pull_secrets)]
@@ -50,7 +50,11 @@ def worker(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[st
 
     own_labels = spec.labels | pool.labels(spec.node)
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(run, spec.name, own_labels), "spec": body}
-    return apply_template(whole, run.spec.pod_template, MAIN_CONTAINER[labels.WORKER])
+    main = MAIN_CONTAINER[labels.WORKER]
+    pod = apply_template(whole, run.spec.pod_template, main)
+    (merged,) = (c for c in pod["spec"]["containers"] if c["name"] == main)
+    check_folder(run, merged, pod["spec"]["volumes"])
+    return pod
 
 
 def _trainer(run: TrainingRun, spec: PodSpec, settings: RenderSettings, pool: Pool) -> dict[str, Any]:
