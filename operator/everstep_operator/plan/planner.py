@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
-from everstep_operator.plan import deadline, ending, move, pods, refusal, suspend, waiting
+from everstep_operator.plan import crash_loop, deadline, ending, move, pods, refusal, suspend, waiting
 from everstep_operator.plan.ending import Ending
 from everstep_operator.plan.events import changes
 from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
@@ -52,8 +52,9 @@ def _decide(run: TrainingRun, status: Status, observed: Observed, now: datetime)
     if status.phase is Phase.SUSPENDED:
         if run.spec.suspend or observed.pods:  # those of the time before go first
             return _suspended(run, status, observed)
-        return _keep_up(run, suspend.resume(status, now), observed, now)
+        return _keep_up(run, crash_loop.forget(suspend.resume(status, now), now), observed, now)
 
+    status = crash_loop.note(status, observed, now)
     status = move.begin_if_wanted(run, status, observed, now)
     stop = _wanted_stop(run, status, now)
     held = interrupted(observed.report)
@@ -109,7 +110,7 @@ def _stop(
     if status.phase is Phase.RUNNING and status.nodes.ready < run.spec.min_nodes:
         status = status.model_copy(update={"phase": Phase.RESTARTING})  # a pod was lost meanwhile
     # Without a coordinator nobody could agree on a step.
-    place = _fill(run, status, observed, None, pods.by_place(observed).get(None, []), cause)
+    place = _fill(run, status, observed, None, pods.by_place(observed).get(None, []), cause, now)
     status = place.status
     actions = [*place.actions, *_tell(run, status, observed, cause)]
     late = None if began is None else (began - now).total_seconds() + STOP_SECONDS
@@ -144,8 +145,9 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
         if earliest is not None and now < earliest and node is not None and any(map(pods.died, there)):
             due.append(earliest)
             continue
-        place = _fill(run, status, observed, node, there, None)
+        place = _fill(run, status, observed, node, there, None, now)
         status = place.status
+        due.append(place.due)
         actions += place.actions
     actions += _tell(run, status, observed, None)
     seconds = ((time - now).total_seconds() for time in due if time is not None)
@@ -159,10 +161,17 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
 class _Place:
     status: Status
     actions: tuple[Action, ...] = ()
+    due: datetime | None = None  # not before then
 
 
 def _fill(
-    run: TrainingRun, status: Status, observed: Observed, node: int | None, there: list[Pod], stop: StopCause | None
+    run: TrainingRun,
+    status: Status,
+    observed: Observed,
+    node: int | None,
+    there: list[Pod],
+    stop: StopCause | None,
+    now: datetime,
 ) -> _Place:
     """See that one pod holds the place of a node, or of the coordinator (None). `there`: those that do, newest last."""
     going = [pod for pod in there if pod.terminating and not pod.finished]
@@ -174,6 +183,8 @@ def _fill(
         return _Place(status)  # two of them at once would be two processes of one rank
     if node is not None and there and there[-1].phase == "Succeeded" and not _must_repeat(observed):
         return _Place(status)  # done; waits for the others
+    if (due := crash_loop.replace_at(status, there)) is not None and now < due:
+        return _Place(status, due=due)
     attempt = max(status.attempt, *(pod.attempt + 1 for pod in there), 1)
     status = status.model_copy(update={"attempt": attempt})
     if node is None:
@@ -234,6 +245,8 @@ def _moved(
     why = waiting.waiting(status, observed)
     if phase is Phase.PENDING:
         return _say(status, why.reason, why.message)
+    if why.reason == crash_loop.COORDINATOR_FAILED:
+        return _say(status, "Training" if phase is Phase.RUNNING else why.reason, why.message)
     if phase is Phase.STARTING:
         return _say(status, "Starting", told if told and not missing else why.message)
     if phase is Phase.RUNNING:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
+from everstep_operator.plan import crash_loop
 from everstep_operator.plan.conditions import with_condition
 from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.refusal import reason_of
@@ -21,6 +22,8 @@ NODE_NOT_READY = "NodeNotReady"
 #: An image that is not there and a Secret that is not there stay so. The kubelet has tried three times by then.
 CONFIRMED_SECONDS = 30.0
 _HOPELESS = (CONFIG, IMAGE_PULL)
+#: A coordinator that cannot live: its image, its limits or its arguments are wrong, on whatever node it is tried.
+COORDINATOR_SECONDS = 300.0
 
 _IMAGE_WORDS = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
@@ -39,7 +42,10 @@ _AWAY = re.compile(
 )
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
-_ORDER = (CONFIG, IMAGE_PULL, NODE_NOT_READY, STORAGE, UNSCHEDULABLE, WAITING_FOR_NODES)
+_ORDER = (
+    *(CONFIG, IMAGE_PULL, crash_loop.COORDINATOR_FAILED, NODE_NOT_READY, STORAGE, crash_loop.REJECTED),
+    *(UNSCHEDULABLE, WAITING_FOR_NODES),
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,9 @@ def waiting(status: Status, observed: Observed) -> Waiting:
     if status.refusal is not None:
         return Waiting(reason_of(status.refusal), f"{counted}; {status.refusal.message}")
     found = [why for pod in observed.pods if not pod.terminating and (why := of_pod(pod)) is not None]
+    for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED):
+        if (condition := crash_loop.goes_on(status, type)) is not None:
+            found.append(Waiting(condition.reason, condition.message))
     worst = min(found, key=lambda why: (_ORDER.index(why.reason), not why.message), default=None)
     if worst is None or not worst.message:
         return Waiting(WAITING_FOR_NODES if worst is None else worst.reason, counted)
@@ -95,22 +104,28 @@ def hopeless(status: Status, now: datetime) -> Waiting | None:
 
     A run that has begun waits, also after a suspension: its image was good. So does one whose registry is away.
     """
-    condition, certain = status.condition(PODS_RUNNING), certain_at(status)
-    if condition is None or certain is None or now < certain:
-        return None
-    return Waiting(condition.reason, condition.message)
+    verdict = _verdict(status)
+    return verdict[1] if verdict is not None and now >= verdict[0] else None
 
 
 def certain_at(status: Status) -> datetime | None:
     """From when on it is `hopeless`, unless something changes; None: it is not."""
-    condition = status.condition(PODS_RUNNING)
-    if status.phase is not Phase.PENDING or has_trained(status) or condition is None or condition.status != "False":
+    verdict = _verdict(status)
+    return None if verdict is None else verdict[0]
+
+
+def _verdict(status: Status) -> tuple[datetime, Waiting] | None:
+    if has_trained(status):
         return None
-    if condition.reason == IMAGE_PULL and _is_away(condition.message):
+    dies, condition = crash_loop.goes_on(status, crash_loop.COORDINATOR_FAILS), status.condition(PODS_RUNNING)
+    if dies is not None:
+        return dies.last_transition_time + timedelta(seconds=COORDINATOR_SECONDS), Waiting(dies.reason, dies.message)
+    if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
         return None
-    return (
-        condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS) if condition.reason in _HOPELESS else None
-    )
+    if condition.reason not in _HOPELESS or (condition.reason == IMAGE_PULL and _is_away(condition.message)):
+        return None
+    why = Waiting(condition.reason, condition.message)
+    return condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS), why
 
 
 def _is_away(message: str) -> bool:
