@@ -52,15 +52,14 @@ def cluster() -> None:
 
 @pytest.fixture(scope="session")
 def trainingruns(helm: Callable[..., str], cluster: None) -> None:
-    """The kind is known, and there may be no operator: brought by the chart, unless somebody else has."""
+    """The kind is known, and there may be no operator: brought by the chart."""
     with one_at_a_time("operator"):
         crd = get("crd", "trainingruns.everstep.dev")
-        if crd is None:
+        if crd is None or "meta.helm.sh/release-name" not in crd["metadata"].get("annotations", {}):
             namespace(SYSTEM)
-            helm("install", RELEASE, CHART, "--namespace", SYSTEM, *chart_values(replicas="0"))
-        elif "meta.helm.sh/release-name" not in crd["metadata"].get("annotations", {}):
-            (definition,) = (ROOT / "crds").glob("*.yaml")
-            kubectl("apply", "--server-side", "--force-conflicts", "-f", str(definition))
+            over = ("--take-ownership", "--force-conflicts") if crd else ()  # somebody has tried it with kubectl
+            values = chart_values(replicas="0")
+            helm("upgrade", "--install", RELEASE, CHART, "--namespace", SYSTEM, *values, *over)
     kubectl("wait", "crd", "trainingruns.everstep.dev", "--for=condition=Established", "--timeout=30s")
 
 
@@ -92,7 +91,7 @@ def chart_values(**values: str) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def operator(helm: Callable[..., str], the_store: None) -> None:
+def operator(helm: Callable[..., str], trainingruns: None, the_store: None) -> None:
     """The operator, by the chart, two replicas.
 
     EVERSTEP_TEST_SCOPE=namespaces: it acts in those of the tests only, and leaves others who share the cluster alone.

@@ -1,6 +1,5 @@
 """What people do with a run from its beginning to its end."""
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +9,7 @@ import pytest
 from everstep_protocol import labels
 from tests.cluster import store
 from tests.cluster.conftest import CHART, RELEASE, ROOT, SYSTEM
-from tests.cluster.kube import Object, get, kubectl, listed, until
+from tests.cluster.kube import Object, apply, get, kubectl, listed, until
 from tests.cluster.runs import GONE, Run, tiny
 
 pytestmark = pytest.mark.cluster
@@ -146,15 +145,22 @@ def test_clean_pod_policy_all_removes_the_pods_of_a_finished_run(start: Start) -
     assert "has done 5 steps" in kept.logs()
 
 
+def older(crd: Object | None) -> None:
+    """What an earlier chart has installed: the kind without its columns."""
+    assert crd is not None
+    metadata = {key: crd["metadata"][key] for key in ("name", "labels", "annotations")}
+    before = {"apiVersion": crd["apiVersion"], "kind": crd["kind"], "metadata": metadata, "spec": crd["spec"]}
+    del before["spec"]["versions"][0]["additionalPrinterColumns"]
+    apply(before, arguments=("--server-side", "--force-conflicts", "--field-manager=helm"))
+
+
 @pytest.mark.serial
 def test_helm_upgrade_under_a_running_run(start: Start, helm: Callable[..., str]) -> None:
     """The CRD is brought up to date and the operator's pods are replaced; not one of the run's is."""
     run = start(tiny("upgrade", "--steps", 5000, "--pause", 0.1, nodes=2))
     status = run.reaches(3)
     before = [pod["metadata"]["uid"] for pod in run.pods()]
-    columns = "/spec/versions/0/additionalPrinterColumns"
-    older = json.dumps([{"op": "remove", "path": columns}])
-    kubectl("patch", "crd", "trainingruns.everstep.dev", "--type=json", "-p", older)
+    older(get("crd", "trainingruns.everstep.dev"))
     assert "PHASE" not in kubectl("get", "trainingruns", "-n", run.namespace)
     annotation = time.strftime("%Y-%m-%dT%H-%M-%S")
     helm(

@@ -30,13 +30,14 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 {{- if eq (include "everstep.name" .) .Release.Namespace }}{{ include "everstep.name" . }}{{ else }}{{ printf "%s-%s" .Release.Namespace (include "everstep.name" .) | trunc 63 | trimSuffix "-" }}{{ end }}
 {{- end }}
 
-{{/* true where the CRD is not there yet, or this release has brought it: it is upgraded by the release that installed it. */}}
+{{/* true, unless another release has brought the CRD. One that Helm would not keep is not left out: it would be deleted. */}}
 {{- define "everstep.bringsCrd" -}}
 {{- if .Values.crd.install }}
 {{- $there := lookup "apiextensions.k8s.io/v1" "CustomResourceDefinition" "" "trainingruns.everstep.dev" | default dict }}
 {{- $from := dig "metadata" "annotations" (dict) $there }}
 {{- $ours := and (eq (get $from "meta.helm.sh/release-name") .Release.Name) (eq (get $from "meta.helm.sh/release-namespace") .Release.Namespace) }}
-{{- if or (not $there) $ours }}true{{ end }}
+{{- $others := and (hasKey $from "meta.helm.sh/release-name") (not $ours) (eq (get $from "helm.sh/resource-policy") "keep") }}
+{{- if not $others }}true{{ end }}
 {{- end }}
 {{- end }}
 
