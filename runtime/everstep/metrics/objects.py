@@ -1,6 +1,7 @@
 """Metric objects given to `self.log`: those of torchmetrics, which is not imported, and what else has their methods."""
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,7 +47,7 @@ def load_state(metric: Any, saved: dict[str, Any]) -> None:
 def epoch_value(metric: Any, strategy: "Strategy") -> Any:
     """compute(), over all ranks: a collective. torchmetrics does it by itself."""
     if strategy.world_size > 1 and hasattr(metric, "compute_over"):
-        return metric.compute_over(strategy.reduce)
+        return metric.compute_over(partial(strategy.reduce, reduce_op="sum"))
     if getattr(metric, "_update_count", 1):
         return metric.compute()
     with warnings.catch_warnings():  # a rank may have had no batch of a small evaluation

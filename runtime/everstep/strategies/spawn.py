@@ -100,8 +100,8 @@ def _bring_back(call: _Call, outcomes: list[dict[str, Any]]) -> Any:
     model.load_state_dict(first["weights"], assign=any(p.is_meta for p in model.parameters()))
     for name, value in first["trainer"].items():
         setattr(trainer, name, value)
-    for name, values in first["metrics"].items():
-        getattr(trainer.logs, name).update(values)
+    for name, values in first["metrics"].items():  # of this call alone, as everywhere
+        setattr(trainer.logs, name, values)
     for callback in trainer.callbacks:
         if state := first["callbacks"].get(callback.state_key):
             callback.load_state_dict(state)
