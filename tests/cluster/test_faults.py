@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 
 import pytest
 
@@ -49,14 +50,18 @@ def kill_rank(run: Run, rank: int) -> None:
     assert "killed" in run.execute(run.pod(rank), KILL_RANK % rank)
 
 
-def long(name: str, steps: int = 6000, **spec: object) -> Object:
+#: For tiny.py: it never comes to a save of its own, so what is saved is saved because it was asked to.
+ONLY_WHEN_ASKED = ("--every", 10**6)
+
+
+def long(name: str, *more: object, steps: int = 6000, **spec: object) -> Object:
     """Two nodes that take ten steps a second."""
-    return tiny(name, "--steps", steps, "--pause", 0.1, nodes=2, **spec)
+    return tiny(name, "--steps", steps, "--pause", 0.1, *more, nodes=2, **spec)
 
 
-def training(start: Start, name: str, **spec: object) -> Run:
+def training(start: Start, name: str, *more: object, **spec: object) -> Run:
     """A run that takes ten minutes, and is at it."""
-    run = start(long(name, **spec))
+    run = start(long(name, *more, **spec))
     run.reaches(5)
     return run
 
@@ -119,7 +124,7 @@ def test_worker_killed(start: Start) -> None:
 
 def test_pod_deleted(start: Start) -> None:
     """With its grace: all save at one step, another pod comes and no other, nothing is counted."""
-    run = training(start, "pod-deleted")
+    run = training(start, "pod-deleted", *ONLY_WHEN_ASKED)
     pod, other = run.pod(1), run.pod(0)
     kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--wait=false")
     replaced(run, pod)
@@ -200,7 +205,7 @@ def away_from_the_store(start: Start, manifest: Object) -> tuple[Run, Object]:
 @pytest.mark.serial
 def test_drain_of_a_fixed_size_run(start: Start) -> None:
     """It saves and moves. That is no failure."""
-    run, pod = away_from_the_store(start, long("drain"))
+    run, pod = away_from_the_store(start, long("drain", *ONLY_WHEN_ASKED))
     node = node_of(pod)
     with back(lambda name: kubectl("uncordon", name) and None, node):  # type: ignore[func-returns-value]
         kubectl(
@@ -273,8 +278,12 @@ def test_pod_deleted_right_after_an_api_outage(start: Start, faults: Faults) -> 
     with api_server_away(faults):
         time.sleep(15)  # the outage itself
     pod = until("kubectl sees the pod", lambda: run.pod(1), 60)
+    deleted = time.time()
     kubectl("delete", "pod", pod["metadata"]["name"], "-n", run.namespace, "--force", "--grace-period=0")
     replaced(run, pod, 90)
+    (made,) = [event for event in changes_of_pods(run, faults, deleted) if event["verb"] == "create"]
+    waited = datetime.fromisoformat(made["requestReceivedTimestamp"]).timestamp() - deleted
+    assert waited < 25, "others need 50 to 100 s; how long a kubelet then takes is not the operator's affair"
     assert goes_on(run)["phase"] == "Running"
 
 
@@ -309,22 +318,26 @@ def assert_none_was_made_twice(changes: list[Object]) -> None:
 
 @pytest.mark.serial
 def test_operator_killed_fifty_times_during_restarts(start: Start, faults: Faults) -> None:
+    """By SIGKILL, as a kernel short of memory does it: no Lease is given back, nothing is closed."""
     run = training(start, "fifty", failurePolicy={"maxRestarts": 5, "backoff": {"initialSeconds": 0}})
     before, since = uids(run), time.time()
-    dice = random.Random(50)
-    for kill in range(50):
-        names = [pod["metadata"]["name"] for pod in operators() if not pod["metadata"].get("deletionTimestamp")]
-        if names:
-            victim = dice.choice(names)
-            kubectl("delete", "pod", victim, "-n", SYSTEM, "--force", "--grace-period=0", "--wait=false")
-        if kill % 16 == 8:
-            kill_rank(run, kill % 2)
+    dice, kills = random.Random(50), 0
+    while kills < 50:
+        assert time.time() < since + 300, f"{kills} kills so far"
+        victims = [pod for pod in operators() if not pod["metadata"].get("deletionTimestamp")]
+        leads = leader() if kills % 2 else None  # every second time the one that acts
+        victim = leads or (dice.choice(victims) if victims else None)
+        if victim is not None and signal_container(faults, victim, "KILL", "everstep"):
+            kills += 1
+            # Another in its place: a kubelet waits longer and longer before it starts the same container again.
+            kubectl("delete", "pod", victim["metadata"]["name"], "-n", SYSTEM, "--ignore-not-found", "--wait=false")
+            if kills % 16 == 8:
+                kill_rank(run, kills // 16 % 2)
         time.sleep(1.0)  # between two accidents
     kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=120s", timeout=130)
     until("all three are counted", lambda: run.status["restarts"]["total"] == 3, 60)
     status = goes_on(run)
     assert status["restarts"]["total"] == 3
-    assert status["restarts"]["total"] <= 5
     assert uids(run) == before, "a restart of workers replaces no pod, and neither does an operator"
     changes = changes_of_pods(run, faults, since)
     assert_none_was_made_twice(changes)
