@@ -122,6 +122,23 @@ def test_slice_of_one_host_may_share_a_node_pool() -> None:
     assert trainer(worker(tpu_run(1, "1x1"), 0))["resources"]["limits"] == {"google.com/tpu": "1"}
 
 
+def test_coordinator_may_be_where_every_node_is_tainted() -> None:
+    """Nodes without accelerators come first, yet there may be none."""
+    taint = {"key": "team", "operator": "Equal", "value": "vision", "effect": "NoSchedule"}
+    for accelerator in ({"tolerations": [taint]}, {"type": "cuda", "tolerations": [taint]}):
+        run = training_run({"accelerator": accelerator})
+        assert coordinator(run)["spec"]["tolerations"] == worker(run, 0)["spec"]["tolerations"]
+        assert taint in coordinator(run)["spec"]["tolerations"]
+    assert "tolerations" not in coordinator(training_run({}))["spec"]
+
+
+def test_a_quota_of_cpu_limits_counts_every_container_of_ours() -> None:
+    """It refuses pods with a container that states none."""
+    run = training_run({"trainer": {"injectEverstep": True, "resources": {"limits": {"cpu": "4"}}}})
+    containers = [*coordinator(run)["spec"]["containers"], *worker(run, 0)["spec"]["initContainers"]]
+    assert all("cpu" in container["resources"]["limits"] for container in containers)
+
+
 # --- podTemplate ----------------------------------------------------------------------------------------------------
 
 

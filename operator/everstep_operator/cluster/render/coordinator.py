@@ -15,7 +15,7 @@ def coordinator(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> di
     container = main_container(spec, settings.operator_image, settings.image_pull_policy, variables)
     container["args"] += ["--port", str(settings.coordinator_port)]
     container["ports"] = [{"name": "http", "containerPort": settings.coordinator_port}]
-    container["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}}
+    container["resources"] = {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}}
     body = pod_spec(run, spec, settings.image_pull_secrets)
     place_coordinator(body, run)
     body["containers"] = [container]

@@ -19,7 +19,7 @@ def copier(settings: RenderSettings) -> dict[str, Any]:
         "image": settings.operator_image,
         "command": ["everstep"],
         "args": ["inject", FOLDER],
-        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"memory": "256Mi"}},
+        "resources": {"requests": {"cpu": "50m", "memory": "64Mi"}, "limits": {"cpu": "1", "memory": "256Mi"}},
         "securityContext": container_security(),
         "volumeMounts": [{"name": VOLUME, "mountPath": FOLDER}],
     }

@@ -37,7 +37,12 @@ def place_worker(body: dict[str, Any], spec: PodSpec, pool: Pool) -> None:
 
 
 def place_coordinator(body: dict[str, Any], run: TrainingRun) -> None:
-    """Away from accelerators, and from the workers whose death it has to survive; but there may be no other node."""
+    """Away from accelerators, and from the workers whose death it has to survive; but there may be no other node.
+
+    So it tolerates what workers do: where every node has a taint, one of theirs is its last resort.
+    """
+    if tolerations := pool_of(run).tolerations():
+        body["tolerations"] = tolerations
     no_accelerator = [{"key": label, "operator": "DoesNotExist"} for label in ACCELERATOR_LABELS]
     node_affinity: dict[str, Any] = {
         "preferredDuringSchedulingIgnoredDuringExecution": [
