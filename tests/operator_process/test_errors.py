@@ -299,6 +299,52 @@ def test_a_watch_whose_past_is_gone_lists_again(world: World) -> None:
     asyncio.run(story())
 
 
+def test_a_watch_that_breaks_goes_on_from_where_it_was(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            lists = world.api.requests_made.count(("GET", "pods"))
+            world.fail("GET", "pods", None)  # the next watch; nothing was listed but once
+            world.cluster.do(_end_watches(world))
+            pod = world.cluster.create("pods", _pod(world))
+            view = cluster._pods[""]
+            await until(lambda: pod["metadata"]["uid"] in {seen.pod.uid for seen in view.of(world.run.metadata.uid)})
+            asked = [method for method, path in world.api.requests_made[lists:] if (method, path) == ("GET", "pods")]
+            assert len(asked) >= 2, "it broke and was opened again"
+            assert view._as_of[""] < int(pod["metadata"]["resourceVersion"]), "without a list"
+
+    asyncio.run(story())
+
+
+def test_a_mistake_in_reading_an_object_does_not_end_the_watch_in_silence(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            broken = _pod(world, "broken")
+            broken["metadata"]["creationTimestamp"] = "yesterday"  # type: ignore[index]
+            broken = world.cluster.create("pods", broken)
+            await until(lambda: "a mistake of the operator itself" in caplog.text)
+            world.cluster.do(world.api.remove("pods", broken))
+            pod = world.cluster.create("pods", _pod(world))
+            view = cluster._pods[""]
+            await until(lambda: pod["metadata"]["uid"] in {seen.pod.uid for seen in view.of(world.run.metadata.uid)})
+
+    asyncio.run(story())
+
+
+def test_a_run_whose_end_nobody_told_is_forgotten(world: World) -> None:
+    async def story() -> None:
+        async with world.connect(resync_seconds=0.01) as cluster:
+            for node in (0, 1):  # from the first pod on it is known
+                await cluster.create_pod(world.run, world.spec(node))
+            assert cluster._applied.keys() == cluster._with_secret == {world.run.metadata.uid}
+            for pod in world.api.of("pods"):
+                world.cluster.do(world.api.remove("pods", pod))
+            await until(lambda: not cluster._applied and not cluster._with_secret)
+
+    asyncio.run(story())
+
+
 def test_a_list_of_many_pages_is_whole_also_when_a_page_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("everstep_operator.cluster.kubernetes.informer.PAGE", 3)
     names = [f"first-{node}-1" for node in range(10)]
@@ -367,6 +413,11 @@ def test_a_run_that_is_being_deleted_is_gone(world: World) -> None:
                 await cluster.get_run(RunKey("team", "first"))
 
     asyncio.run(story())
+
+
+async def _end_watches(world: World) -> None:
+    for watch in world.api._watches:
+        watch.cancel()
 
 
 def _node(name: str) -> dict[str, object]:

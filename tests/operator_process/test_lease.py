@@ -1,6 +1,7 @@
 """Who leads. Clocks are the test's; only the pause between two tries is real, and short."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -57,6 +58,24 @@ async def many_tries(world: World) -> None:
     """Until everybody has asked a few times."""
     seen = len(world.api.requests_made)
     await until(lambda: len(world.api.requests_made) > seen + 12)
+
+
+def test_a_lease_runs_out_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    """CLOCK_MONOTONIC would stand still."""
+    asleep = 0.0
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: asleep if clock == time.CLOCK_BOOTTIME else 0.0)
+
+    async def story() -> None:
+        nonlocal asleep
+        async with world.server() as api:
+            lease = Lease(api, "team", "everstep", "a")
+            await lease._try()
+            lease.check()
+            asleep = 3_600.0
+            with pytest.raises(Unavailable):
+                lease.check()
+
+    asyncio.run(story())
 
 
 def test_one_leads_and_goes_on_leading(world: World) -> None:

@@ -225,6 +225,12 @@ class KubernetesCluster:
         self._with_secret.discard(uid)
         self._complaints.forget(uid)
 
+    def _forget_gone(self) -> None:
+        """Runs whose end nobody told, because the watch had to begin anew. Too much forgotten is only done again."""
+        known = {run.metadata.uid for run in self.runs()} | {i.pod.run_uid for v in self._pods.values() for i in v}
+        self._applied = {uid: applied for uid, applied in self._applied.items() if uid in known}
+        self._with_secret &= known
+
     # Pods.
 
     async def list_pods(self, run: TrainingRun) -> list[Pod]:
@@ -384,6 +390,7 @@ class KubernetesCluster:
     async def _resync(self) -> None:
         """Each run once in a while, evenly spread."""
         while True:
+            self._forget_gone()
             keys = {*self._runs, *(item.run for view in self._pods.values() for item in view)}
             for key in sorted(keys, key=str):
                 self._runs.pop(key, None)

@@ -122,7 +122,10 @@ class ApiServer:
         """
         patience = aiohttp.ClientTimeout(total=self._request_seconds, connect=CONNECT_SECONDS)
         async with self._answer(method, path, params, body, content_type, patience) as response:
-            answer: dict[str, Any] = await response.json(content_type=None)
+            try:
+                answer: dict[str, Any] = await response.json(content_type=None)
+            except ValueError as error:
+                raise Unavailable(f"the answer to {method} {path} is no JSON: {error}") from None
             return answer
 
     @asynccontextmanager
@@ -139,14 +142,17 @@ class ApiServer:
         async with self._answer("GET", path, params, None, JSON, patience) as response:
 
             async def events() -> AsyncIterator[dict[str, Any]]:
-                async for line in response.content:
-                    event: dict[str, Any] = json.loads(line)
-                    if event["type"] == "ERROR":
-                        status = event["object"]
-                        raise self._error(
-                            int(status.get("code") or 500), status, {}, ("watch", _resource(path), _namespace(path))
-                        )
-                    yield event
+                try:
+                    async for line in response.content:
+                        event: dict[str, Any] = json.loads(line)
+                        if event["type"] == "ERROR":
+                            status = event["object"]
+                            raise self._error(
+                                int(status.get("code") or 500), status, {}, ("watch", _resource(path), _namespace(path))
+                            )
+                        yield event
+                except ValueError as error:  # no JSON, or a line that is too long
+                    raise Unavailable(f"the watch of {path} cannot be read: {error}") from None
 
             try:
                 yield events()
@@ -185,7 +191,7 @@ class ApiServer:
                     raise self._error(status, await _status(response), response.headers, right)
                 self._forbidden_since.pop(right, None)
                 yield response
-        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             if not status:
                 self._observe(*what, 0, self._clock() - began)
             how = str(error) or type(error).__name__

@@ -40,8 +40,11 @@ class Events:
         self._posted: dict[tuple[str, str, str], _Posted] = {}
 
     def post(self, run: TrainingRun, event: Event) -> None:
-        with suppress(asyncio.QueueFull):
+        try:
             self._waiting.put_nowait((run, event))
+        except asyncio.QueueFull:
+            names = (run.metadata.namespace, run.metadata.name)
+            log.warning("an event of %s/%s is lost, %d wait already: %s", *names, WAITING, event.message)
 
     async def run(self) -> None:
         """Until cancelled."""

@@ -15,6 +15,8 @@ PAGE = 500
 SILENCE_SECONDS = 90.0
 #: The server is asked to end each watch after this long.
 WATCH_SECONDS = 600
+#: So often in a row it is tried to go on from where a watch broke. A server restored from a backup never gets there.
+RESUMED = 3
 _BACKOFF = Backoff(initial_seconds=0.2, factor=2.0, max_seconds=5.0)
 
 log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class Informer:
         self._params = {"labelSelector": selector} if selector else {}
         self._clock = clock
         self._heard = clock()
+        self._version: int | None = None  # up to which the listener has been told everything
         #: The first list is complete.
         self.synced = asyncio.Event()
         #: A watch is open, so that changes arrive.
@@ -64,20 +67,26 @@ class Informer:
 
     async def run(self) -> None:
         """Until cancelled."""
-        failures, version = 0, None
+        failures = 0
         while True:
             try:
-                if version is None:
-                    version = await self.list()
-                version = await self._watch(version)
+                if self._version is None:
+                    self._version = await self.list()
+                await self._watch(self._version)
                 failures = 0
+                continue
             except Gone:
-                version = None  # too old to go on from
+                self._version = None  # too old to go on from
+                continue
             except ClusterError as error:
-                failures += 1
-                version = None
                 log.warning("watching %s: %s", self.path, error)
-                await asyncio.sleep(delay(_BACKOFF, failures + 1, self.path))
+                if failures >= RESUMED:
+                    self._version = None
+            except Exception:
+                self._version = None
+                log.exception("watching %s: a mistake of the operator itself; everything is listed anew", self.path)
+            failures += 1
+            await asyncio.sleep(delay(_BACKOFF, failures + 1, self.path))
 
     async def list(self) -> int:
         """Ask the source for all there is, tell the listener, and return the resourceVersion that it is as of."""
@@ -87,8 +96,8 @@ class Informer:
         self.synced.set()
         return version
 
-    async def _watch(self, version: int) -> int:
-        """Until the server ends it; returns the resourceVersion to go on from."""
+    async def _watch(self, version: int) -> None:
+        """Until the server ends it, or it breaks; it can be gone on from what was heard last."""
         params = {**self._params, "resourceVersion": str(version), "timeoutSeconds": str(WATCH_SECONDS)}
         try:
             async with self._api.watch(self.path, params, SILENCE_SECONDS) as events:
@@ -99,9 +108,9 @@ class Informer:
                     version = version_of(event["object"])
                     if event["type"] != "BOOKMARK":
                         self._listener.changed(event["type"], self._parse(event["object"]), version)
+                    self._version = version
         finally:
             self.watching = False
-        return version
 
 
 async def list_all(

@@ -1,7 +1,8 @@
 """Who of several operators acts: the holder of a Lease.
 
 A Lease does not fence: a holder that was stopped for half a minute would go on where it was. So `check` is asked before
-each write, by a clock that runs on while the process does not; statuses carry a resourceVersion as well.
+each write, by a clock that runs on while the process, or the whole machine, does not; statuses carry a
+resourceVersion as well.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ class Lease:
         name: str,
         holder: str,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
     ) -> None:
         """`holder`: unique to this process; a restarted one is another."""
         self._api = api
