@@ -3,7 +3,9 @@
 A lost worker that is never replaced, dead nodes and partitions are in test_faults.py, beside the other accidents.
 """
 
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 
 import pytest
 import yaml
@@ -81,11 +83,14 @@ def test_a_status_that_is_empty_or_says_suspended_after_a_resume(start: Start) -
 def test_deletes_that_end_in_a_retry_limit(start: Start) -> None:
     """Somebody deletes pod after pod; each is replaced, and the budget of one restart is not touched."""
     patient = start(tiny("deleted", "--steps", 6000, "--pause", 0.1, nodes=2, failurePolicy={"maxRestarts": 1}))
+    delays = []
     for _ in range(4):
         patient.reaches(patient.step + 5)
-        pod = patient.pod(1)
+        pod, deleted = patient.pod(1), time.time()
         kubectl("delete", "pod", pod["metadata"]["name"], "-n", patient.namespace, "--wait=false")
-        until("another is in its place", lambda pod=pod: others(patient, pod))  # type: ignore[misc]
+        (*_, other) = until("another is in its place", lambda pod=pod: others(patient, pod))  # type: ignore[misc]
+        delays.append(datetime.fromisoformat(other["metadata"]["creationTimestamp"]).timestamp() - deleted)
+    assert max(delays) < 4 * max(delays[0], 3), "those that double their delay would be at eight times the first"
     status = patient.reaches(patient.step + 5)
     assert (status["phase"], status["restarts"]["total"]) == ("Running", 0)
 

@@ -191,7 +191,7 @@ def _sentence(error: dict[str, Any]) -> str:
         quoted = f': write "{value}"' if isinstance(value, float) else ""
         return f'{where} must be a quantity such as 2, "500m" or 16Gi, not {_shown(value)}{quoted}'
     if kind == "string_pattern_mismatch":
-        return f"{where} must match {context['pattern']}, and {_shown(value)} does not"
+        return f"{where} must match {context['pattern']}, and {_shown(value)} does not{_what_is(error['loc'])}"
     return f"{where}: {error['msg']}, not {_shown(value)}"
 
 
