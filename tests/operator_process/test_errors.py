@@ -1,19 +1,29 @@
 """Each way in which an API server can say no, and what the adapter makes of it."""
 
 import asyncio
+import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
-from everstep_operator.cluster.port import AlreadyExists, ClusterError, Conflict, NotFound, Refused, RunKey, Unavailable
+from everstep_operator.cluster.port import (
+    AlreadyExists,
+    ClusterError,
+    Conflict,
+    Invalid,
+    NotFound,
+    Refused,
+    RunKey,
+    Unavailable,
+)
 from everstep_operator.cluster.render.metadata import owner
 from everstep_operator.plan import make_plan, observe
 from everstep_operator.plan.model import CreatePod
 from everstep_operator.reconcile import reconcile
 from tests.emulated.api import Status
-from tests.operator_process.world import FORBIDDEN, QUOTA, World, until
+from tests.operator_process.world import FORBIDDEN, QUOTA, World, manifest, until
 
 PODS = "/api/v1/namespaces/team/pods"
 
@@ -329,6 +339,23 @@ def test_a_mistake_in_reading_an_object_does_not_end_the_watch_in_silence(
             view = cluster._pods[""]
             await until(lambda: pod["metadata"]["uid"] in {seen.pod.uid for seen in view.of(world.run.metadata.uid)})
 
+    asyncio.run(story())
+
+
+def test_a_run_that_cannot_be_understood_is_told_so_once_also_when_its_watch_is_late(world: World) -> None:
+    odd = world.cluster.create("trainingruns", manifest("odd", numNodes=0))
+
+    async def story() -> None:
+        async with world.connect() as cluster:
+            cluster.run_changed("ADDED", odd)
+            for _ in range(2):
+                with pytest.raises(Invalid) as caught:
+                    await cluster.get_run(RunKey("team", "odd"))
+                await cluster.report_invalid(RunKey("team", "odd"), caught.value)
+                cluster.run_changed("ADDED", early)  # an older word
+            assert world.api.writes() == [("PATCH", "trainingruns/odd/status")]
+
+    early = copy.deepcopy(odd)
     asyncio.run(story())
 
 

@@ -39,12 +39,12 @@ class Refused(ClusterError):
 class Invalid(ClusterError):
     """The object is none that this version understands; the message says what to change.
 
-    `told`: its status says so already.
+    `told`: its status says so already. `version`: the object's resourceVersion.
     """
 
-    def __init__(self, message: str, *, told: bool = False) -> None:
+    def __init__(self, message: str, *, told: bool = False, version: int = 0) -> None:
         super().__init__(message)
-        self.told = told
+        self.told, self.version = told, version
 
 
 class Unavailable(ClusterError):

@@ -209,9 +209,7 @@ class KubernetesCluster:
         key = _key(item)
         run = _parsed(item)
         known = self._runs.get(key)
-        if isinstance(known, TrainingRun) and int(known.metadata.resource_version) >= int(
-            item["metadata"]["resourceVersion"]
-        ):
+        if known is not None and _version(known) >= _version(run):
             return known
         if self._runs_are_told:
             self._runs[key] = run
@@ -422,4 +420,9 @@ def _parsed(item: dict[str, Any]) -> TrainingRun | Invalid:
         return TrainingRun.model_validate(item, by_alias=True, by_name=False)
     except ValidationError as error:
         message = "; ".join(sentences(error))[:8_192]
-        return Invalid(message, told=(item.get("status") or {}).get("message") == message)
+        told = (item.get("status") or {}).get("message") == message
+        return Invalid(message, told=told, version=int(item["metadata"]["resourceVersion"]))
+
+
+def _version(run: TrainingRun | Invalid) -> int:
+    return run.version if isinstance(run, Invalid) else int(run.metadata.resource_version)
