@@ -153,6 +153,22 @@ def test_released_it_is_taken_at_once(world: World) -> None:
     asyncio.run(story())
 
 
+def test_it_is_released_although_a_renewal_was_under_way(world: World) -> None:
+    async def story() -> None:
+        async with candidates(world, "a", "b") as (a, b), world.server() as api:
+            a.task.cancel()
+            await asyncio.gather(a.task, return_exceptions=True)
+            arrives = Lease(api, "team", "everstep", "a", clock=lambda: 0.0)  # what a has sent and not heard of
+            renewal = asyncio.create_task(arrives.run())
+            await arrives.leading.wait()
+            renewal.cancel()
+            await asyncio.gather(renewal, return_exceptions=True)
+            await a.lease.release()
+            await until(lambda: b.acts)  # b's clock stands still
+
+    asyncio.run(story())
+
+
 def test_after_an_outage_the_holder_leads_again(world: World) -> None:
     async def story() -> None:
         async with candidates(world, "a") as (a,):

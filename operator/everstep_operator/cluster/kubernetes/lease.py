@@ -66,9 +66,17 @@ class Lease:
         if mine is None:
             return
         self._lose()
-        spec = {**mine["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
         with suppress(ClusterError):
-            await self._api.request("PUT", f"{self._collection}/{self._name}", body={**mine, "spec": spec})
+            try:
+                await self._free(mine)
+            except Conflict:  # a renewal was under way when we were told to end, and has arrived
+                now = await self._api.request("GET", f"{self._collection}/{self._name}")
+                if now["spec"].get("holderIdentity") == self.holder:
+                    await self._free(now)
+
+    async def _free(self, lease: dict[str, Any]) -> None:
+        spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _now()}
+        await self._api.request("PUT", f"{self._collection}/{self._name}", body={**lease, "spec": spec})
 
     async def _try(self) -> None:
         began = self._clock()
