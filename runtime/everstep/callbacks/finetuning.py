@@ -122,7 +122,7 @@ class BaseFinetuning(Callback):
         if trainer.world_size > 1:
             for parameter in self._late:
                 if parameter.grad is not None:
-                    trainer.strategy.reduce(parameter.grad, reduce_op="sum").div_(trainer.world_size)
+                    trainer.strategy.reduce(parameter.grad)
 
     @staticmethod
     def _follow(scheduler: Any, optimizer: Optimizer) -> None:
