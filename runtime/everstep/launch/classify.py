@@ -13,7 +13,7 @@ from types import TracebackType
 from everstep.errors import EverstepError
 from everstep_protocol.reasons import TRACEBACK_LIMIT, Failure, Reason
 
-MESSAGE_LIMIT = 300
+MESSAGE_LIMIT = 500
 #: Of our own sentences, which end with what to do.
 OWN_MESSAGE_LIMIT = 1200
 

@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import gc
 import json
 from collections.abc import Callable
 from datetime import timedelta
@@ -39,6 +40,9 @@ class ParallelStrategy(Strategy):
         super().connect(environment)
         self.accelerator.activate(self.root_device)
         if environment.world_size > 1 and not dist.is_initialized():
+            # Before there is a group: its functions have the group of that moment as a default, and keep it for ever.
+            import torch.distributed.nn.functional  # noqa: F401
+
             # The address is that of the environment, which also knows schedulers that set no MASTER_ADDR.
             torchrun = environment.kind == "launcher"
             where = f"tcp://{environment.master_address}:{environment.master_port}"
@@ -163,6 +167,9 @@ class Redirect(nn.Module):
 
 
 def _disconnect() -> None:
+    """Gloo's threads end with the last one who holds the group. One that lives on, and lets go of a tensor while the
+    interpreter is taken down, aborts the process: a rank that has done all its work would count as one that failed."""
     if dist.is_initialized():
+        gc.collect()  # modules, their wrappers and hooks refer to each other in circles
         with contextlib.suppress(RuntimeError):  # a peer has gone already
             dist.destroy_process_group()

@@ -93,6 +93,7 @@ class Fit:
         self.logs.mode = None
         self.hooks.call("on_train_end")
         self.strategy.align_buffers(self.module)
+        del self.optimization, trainer.optimization  # they hold the wrapped step
 
     def _epoch(self) -> None:
         trainer, hooks, logs = self.trainer, self.hooks, self.logs
