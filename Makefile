@@ -55,11 +55,13 @@ generate: $(STAMP)  ## write the files that come from the API models, the chart 
 cluster-up: $(STAMP)  ## a Kubernetes for the tests (kind), with the images of this tree in it
 	@$(BIN)/python tests/cluster/provision.py up
 
+# A test that breaks nodes can meet a bad moment of a busy machine: what failed is tried once more, alone, in sight.
 cluster-test: cluster-up  ## the tests on a real Kubernetes: that of KUBECONFIG, or the one of cluster-up
 	@settings=$$($(BIN)/python tests/cluster/provision.py env) && eval "$$settings" && \
-		EVERSTEP_TEST_SCOPE=namespaces $(BIN)/python -m pytest -q -n 3 --dist loadscope tests/cluster tests/api \
-			-m "cluster and not serial" --timeout 600 --durations 10 && \
-		$(BIN)/python -m pytest -q tests/cluster tests/api -m "cluster and serial" --timeout 600 --durations 10
+		twice() { "$$@" || { echo "once more, what failed:"; "$$@" -n 0 --last-failed --last-failed-no-failures none; }; } && \
+		pytest="$(BIN)/python -m pytest -q tests/cluster tests/api --timeout 600 --durations 10" && \
+		twice env EVERSTEP_TEST_SCOPE=namespaces $$pytest -m "cluster and not serial" -n 3 --dist loadscope && \
+		twice $$pytest -m "cluster and serial"
 
 cluster-down:  ## remove what cluster-up made
 	@$(PYTHON) tests/cluster/provision.py down

@@ -60,9 +60,10 @@ def test_the_role_of_the_chart_is_what_the_operator_asked_for(
     assert events, "the audit log is on"
     values = yaml.safe_load(helm("get", "values", RELEASE, "-n", SYSTEM, "-o", "yaml"))
     scope = values.get("namespaces", [])
-    arguments = [word for i, name in enumerate(scope) for word in ("--set", f"namespaces[{i}]={name}")]
+    settings = [f"namespaces[{i}]={name}" for i, name in enumerate(scope)]
+    settings += ["aggregateRoles=false", f"image.repository={values['image']['repository']}"]
     chart = str(ROOT / "charts" / "everstep")
-    text = helm("template", RELEASE, chart, "-n", SYSTEM, "--set", "aggregateRoles=false", *arguments)
+    text = helm("template", RELEASE, chart, "-n", SYSTEM, *(word for s in settings for word in ("--set", s)))
     role = granted([o for o in yaml.safe_load_all(text) if o])
     settled = [event for event in events if event["responseStatus"].get("code") != 403]
     refused = asked([event for event in events if event["responseStatus"].get("code") == 403])

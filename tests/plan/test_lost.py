@@ -144,6 +144,14 @@ def test_coordinator_on_a_dead_node_is_replaced() -> None:
     assert after.status.phase == "Running"
 
 
+def test_coordinator_that_answers_stays_though_its_node_is_not_ready() -> None:
+    """After an outage of the API server all nodes are NotReady until their kubelets are heard again."""
+    pods = [on("well", None, machine_lost_since=at(0)), pod(0), pod(1)]
+    assert plan(running(), pods, heard(0, 1), 60).actions == ()
+    ending = [on("well", None, terminating=True, gone_by=at(0)), pod(0), pod(1)]
+    assert forgotten(plan(running(), ending, heard(0, 1), 60).actions) == ["run-coordinator-1"]
+
+
 def test_launcher_that_the_coordinator_has_lost_is_killed_and_then_replaced() -> None:
     """Long before the cluster calls its node NotReady; and if the node is well, its kubelet confirms the end."""
     lost = heard(0, failures=(failure(1, Reason.NODE_LOST),), restarts=1)

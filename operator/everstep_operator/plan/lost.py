@@ -87,10 +87,12 @@ def _is_unheard(observed: Observed, pod: Pod) -> bool:
 
 
 def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
-    """The coordinator hears its launcher: only the node's kubelet is away, and training goes on.
+    """The coordinator answers, or it hears the pod's launcher: only the node's kubelet is away, and training goes on.
 
     One that was cut off has ended its ranks by the time that the coordinator gives it up.
     """
+    if pod.role == labels.COORDINATOR:
+        return observed.report is not None and not pod.terminating
     members = observed.report.members if observed.report is not None else ()
     return any(member.pod == pod.name for member in members)
 
