@@ -174,6 +174,38 @@ def test_s09_an_optimizer_that_wants_a_closure(tmp_path: Path) -> None:
     both(tmp_path, define, max_epochs=1)
 
 
+@pytest.mark.parametrize("whose", ["its class", "the object", "torch's, as somebody has replaced it"])
+def test_s01_an_optimizers_own_zero_grad_is_called(tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only torch's is done without a call."""
+    calls: list[str] = []
+
+    def zero_grad(self: Any, set_to_none: bool = True) -> None:
+        calls.append("zero_grad")
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+
+    class Own(SGD): ...
+
+    def configure(module: Any) -> Any:
+        optimizer = Own(module.parameters(), lr=0.1)
+        if whose == "the object":
+            optimizer.zero_grad = lambda: zero_grad(optimizer)  # type: ignore[method-assign]
+        else:
+            monkeypatch.setattr(Own if whose == "its class" else torch.optim.Optimizer, "zero_grad", zero_grad)
+        return optimizer
+
+    torch.manual_seed(0)
+    own = Net(configure)
+    trainer(tmp_path, max_epochs=1).fit(own, loader())
+    assert len(calls) == 6
+    monkeypatch.undo()
+    torch.manual_seed(0)
+    plain = Net(lambda module: SGD(module.parameters(), lr=0.1))
+    trainer(tmp_path, max_epochs=1).fit(plain, loader())
+    assert len(calls) == 6
+    assert torch.equal(own.layer.weight, plain.layer.weight)
+
+
 def test_s01_steps_of_the_loop_can_be_replaced(tmp_path: Path) -> None:
     """optimizer_step with warm-up, zero_grad, backward, clipping and the scheduler's step: as Lightning does them."""
 

@@ -203,8 +203,9 @@ def test_a_stream_resumes_at_every_boundary(tmp_path: Path, dataset: Any, accumu
 def test_a_stream_costs_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole random states are asked for when something is saved, not at each batch; where nothing can be, never."""
     asked: list[int] = []
-    ask = np.random.get_state
+    ask, ask_python = np.random.get_state, random.getstate
     monkeypatch.setattr(np.random, "get_state", lambda legacy=True: (asked.append(1), ask(legacy=legacy))[1])
+    monkeypatch.setattr(random, "getstate", lambda: (asked.append(1), ask_python())[1])
     noted: list[int] = []
     note = rng.Moment
     monkeypatch.setattr(rng, "Moment", lambda: (noted.append(1), note())[1])

@@ -1,13 +1,14 @@
 """seed_everything."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 import everstep as pl
-from everstep import seed
+from everstep import rng, seed
 
 
 def drawn() -> tuple[float, float, float]:
@@ -43,3 +44,31 @@ def test_s90_without_a_seed_one_is_chosen_and_returned() -> None:
     assert drawn() == first
     with pytest.raises(ValueError, match="at most 4294967295"):
         pl.seed_everything(2**32)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        random.random,
+        lambda: random.gauss(0, 1),
+        np.random.rand,
+        np.random.randn,
+        lambda: torch.rand(()),
+        lambda: random.seed(5),
+        lambda: np.random.seed(5),
+        lambda: np.random.set_state(np.random.RandomState(7).get_state()),
+    ],
+)
+def test_s90_no_draw_goes_unnoticed(draw: Any) -> None:
+    """Of the normals that come in pairs the second one is drawn without touching the generator's words."""
+    pl.seed_everything(3)
+    for _ in range(5):
+        state = rng.get_state()
+        _, words, gauss = random.getstate()
+        python, numpy = state["python"], state["numpy"]
+        assert (python["words"].tolist(), python["gauss"]) == (list(words), gauss)
+        _, keys, *rest = np.random.get_state()
+        assert numpy["keys"].tolist() == keys.tolist()
+        assert [numpy["position"], numpy["has_gauss"], numpy["cached"]] == rest
+        assert torch.equal(state["torch"], torch.get_rng_state())
+        draw()

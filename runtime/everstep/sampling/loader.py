@@ -116,14 +116,14 @@ class _Keys:
 
     def __init__(self, seeded: bool) -> None:
         self.seeded = seeded
-        self.order: Order | list[int] = []
-        self.plan: Iterator[Micro] = iter(())
-        self.epoch_seed = 0
+        self.order: Order  # these three are of the present epoch
+        self.plan: Iterator[Micro]
+        self.epoch_seed: int
 
     def __iter__(self) -> Iterator[list[Any]]:
         order, seed = self.order, self.epoch_seed
         if not self.seeded:
-            return (order[micro.start : micro.stop] for micro in self.plan)
+            return order.of(self.plan)
         return (
             [
                 (index, (seed + position * 0x9E3779B97F4A7C15) % 2**63)

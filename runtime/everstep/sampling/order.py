@@ -1,12 +1,14 @@
 """The order of an epoch: what the user's own sampler yields under a seed, the same on every rank and at every call."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
 
 from everstep import rng
+from everstep.sampling.schedule import Micro
 
 _PIECE = 1 << 16
 
@@ -38,10 +40,20 @@ class Order:
     def __getitem__(self, part: slice) -> list[int]:
         """The indices at these places, with a start and a stop."""
         if part.stop > len(self._read):
-            with rng.forked(self._state):
-                self._read += self._piece(max(part.stop - len(self._read), _PIECE))
-                self._state = rng.get_state()
+            self._read_to(part.stop)
         return self._read[part]
+
+    def of(self, plan: Iterator[Micro]) -> Iterator[list[int]]:
+        """The indices of each micro-batch of a plan."""
+        for micro in plan:
+            if micro.stop > len(self._read):
+                self._read_to(micro.stop)
+            yield self._read[micro.start : micro.stop]
+
+    def _read_to(self, stop: int) -> None:
+        with rng.forked(self._state):
+            self._read += self._piece(max(stop - len(self._read), _PIECE))
+            self._state = rng.get_state()
 
     def _piece(self, count: int) -> list[int]:
         return [int(index) for index in itertools.islice(self._rest, count)]
