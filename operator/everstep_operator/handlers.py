@@ -60,7 +60,7 @@ class Operator:
 
     def __init__(self, cluster: KubernetesCluster, lease: Lease, metrics: Metrics) -> None:
         self.cluster = cluster
-        self.answers = Answers(PLURAL)  # to kopf's watch of TrainingRuns
+        self.answers = Answers(cluster.run_paths.values())  # to kopf's watches of TrainingRuns
         self.lease = lease
         self.metrics = metrics
         self.queue: KeyedQueue[RunKey] = KeyedQueue(
@@ -68,7 +68,7 @@ class Operator:
         )
         self._writes = ProgressWrites(time.monotonic)
         self._polled: set[RunKey] = set()
-        metrics.watch_runs(cluster.runs, self.queue.depth, lease.leading.is_set)
+        metrics.watch(cluster.runs, self.queue.depth, lease.leading.is_set, self.watched)
 
     async def look(self, key: RunKey) -> float | None:
         began = time.monotonic()
@@ -122,19 +122,37 @@ class Operator:
             self.queue.open.set()
             await self.lease.lost.wait()
 
-    # Probes.
+    # Probes: whether all is well, and what is to be said.
 
-    def healthz(self) -> str | None:
-        """What is wrong, if something is."""
+    def healthz(self) -> tuple[bool, str]:
         deaf = max(
             self.answers.silent_seconds() - RUNS_WATCH_SECONDS,
             *(informer.silent_seconds() for informer in self.cluster.informers()),
         )
-        return f"nothing was heard from the API server for {deaf:.0f} s" if deaf > DEAF_SECONDS else None
+        if deaf > DEAF_SECONDS:
+            return False, f"nothing was heard from the API server for {deaf:.0f} s"
+        return True, "ok"
 
-    def readyz(self) -> str | None:
-        waiting = [informer.path for informer in self.cluster.informers() if not informer.synced.is_set()]
-        return f"not yet listed: {', '.join(waiting)}" if waiting else self.answers.wrong()
+    def readyz(self) -> tuple[bool, str]:
+        """Once everything has been asked for. A namespace that cannot be watched keeps nobody from the others."""
+        informers = self.cluster.informers()
+        waiting = [i.path for i in informers if not i.synced.is_set() and i.refused is None] + self.answers.waiting()
+        if waiting:
+            return False, f"not yet listed: {', '.join(waiting)}"
+        troubles = [why for why in self.watched().values() if why is not None]
+        if len(troubles) == len(self.cluster.run_paths):
+            return False, "; ".join(troubles)
+        return True, "; ".join(["ok", *(f"but for {why}" for why in troubles)])
+
+    def watched(self) -> dict[str, str | None]:
+        """By namespace ("": all of them): why it is not watched; None: it is."""
+        return {namespace: self._why_unwatched(namespace, path) for namespace, path in self.cluster.run_paths.items()}
+
+    def _why_unwatched(self, namespace: str, path: str) -> str | None:
+        if (refused := self.cluster.refused(namespace)) is not None:
+            return refused
+        wrong = self.answers.wrong(path)
+        return None if wrong is None else f"{path}: {wrong}"
 
 
 async def run(settings: Settings) -> None:
@@ -191,10 +209,10 @@ async def _first_of(jobs: Sequence[Awaitable[None]]) -> None:
 async def _answering(operator: Operator, host: str, port: int) -> Any:
     """Probes and metrics."""
 
-    def probe(question: Callable[[], str | None]) -> Any:
+    def probe(question: Callable[[], tuple[bool, str]]) -> Any:
         async def answer(_: web.Request) -> web.Response:
-            wrong = question()
-            return web.Response(text=f"{wrong or 'ok'}\n", status=503 if wrong else 200)
+            well, words = question()
+            return web.Response(text=f"{words}\n", status=200 if well else 503)
 
         return answer
 
@@ -222,7 +240,7 @@ async def _kopf(operator: Operator, settings: Settings) -> None:
     """Until it is asked to end. A watch that breaks in a way that kopf takes for fatal is begun again."""
     while True:
         try:
-            await operator.cluster.list_runs()  # without TrainingRuns in the cluster kopf would wait for ever
+            await operator.cluster.look_for_kind()  # without TrainingRuns in the cluster kopf would wait for ever
             await kopf.operator(
                 registry=registry(operator, settings.kubeconfig),
                 settings=kopf_settings(),

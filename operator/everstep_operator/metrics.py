@@ -1,7 +1,7 @@
 """What the operator tells Prometheus of itself and of its runs."""
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -65,10 +65,14 @@ class Metrics:
         for cause, number in status.restarts.by_cause.items():
             self._restarts.labels(cause).inc(max(0, number - before.get(cause, 0)))
 
-    def watch_runs(
-        self, runs: Callable[[], Iterable[TrainingRun]], depth: Callable[[], int], leads: Callable[[], bool]
+    def watch(
+        self,
+        runs: Callable[[], Iterable[TrainingRun]],
+        depth: Callable[[], int],
+        leads: Callable[[], bool],
+        watched: Callable[[], Mapping[str, str | None]],
     ) -> None:
-        self.registry.register(_State(runs, depth, leads))
+        self.registry.register(_State(runs, depth, leads, watched))
 
     def text(self) -> bytes:
         return generate_latest(self.registry)
@@ -78,9 +82,13 @@ class _State(Collector):
     """What is, read when it is asked for."""
 
     def __init__(
-        self, runs: Callable[[], Iterable[TrainingRun]], depth: Callable[[], int], leads: Callable[[], bool]
+        self,
+        runs: Callable[[], Iterable[TrainingRun]],
+        depth: Callable[[], int],
+        leads: Callable[[], bool],
+        watched: Callable[[], Mapping[str, str | None]],
     ) -> None:
-        self._runs, self._depth, self._leads = runs, depth, leads
+        self._runs, self._depth, self._leads, self._watched = runs, depth, leads, watched
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
         return ()  # asked at registration, when there is nothing to tell yet
@@ -88,6 +96,14 @@ class _State(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         yield GaugeMetricFamily("everstep_queue_depth", "Runs that wait to be looked at.", self._depth())
         yield GaugeMetricFamily("everstep_leader", "1: this operator acts; 0: another one does.", int(self._leads()))
+        watched = GaugeMetricFamily(
+            "everstep_namespace_watched",
+            "1: runs and pods of this namespace (empty: of all) are watched; 0: /readyz says why not.",
+            labels=("namespace",),
+        )
+        for namespace, why in self._watched().items():
+            watched.add_metric((namespace,), why is None)
+        yield watched
         phases = GaugeMetricFamily("everstep_runs", "Runs by phase.", labels=("phase",))
         of_run = ("namespace", "run")
         goodput = GaugeMetricFamily("everstep_run_goodput_ratio", "Productive share of a run's time.", labels=of_run)

@@ -64,6 +64,7 @@ class Fault:
     plural: str
     answer: Status | None  # None: the connection is closed without an answer
     times: int = 1
+    namespace: str | None = None  # None: any
     after: bool = False  # the request is carried out first: the write has happened, and nobody says so
 
 
@@ -146,7 +147,7 @@ class EmulatedApi(kmock.KubernetesScaffold):
         method = str(request.method.value)
         path = "/".join(filter(None, (plural, request.name, request.subresource)))
         self.requests_made.append((method, path))
-        fault = self._fault(method, plural)
+        fault = self._fault(method, plural, request.namespace)
         try:
             if fault is not None and not fault.after:
                 raise fault.answer or _Silence()
@@ -161,9 +162,10 @@ class EmulatedApi(kmock.KubernetesScaffold):
             return _hang_up(request)
         return aiohttp.web.json_response(body, status=201 if method == "POST" else 200)
 
-    def _fault(self, method: str, plural: str) -> Fault | None:
+    def _fault(self, method: str, plural: str, namespace: str | None) -> Fault | None:
         for fault in self.faults:
-            if fault.times > 0 and fault.method == method and fault.plural == plural:
+            there = fault.namespace in (None, namespace)
+            if fault.times > 0 and there and (fault.method, fault.plural) == (method, plural):
                 fault.times -= 1
                 return fault
         return None

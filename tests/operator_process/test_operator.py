@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from everstep_operator.metrics import Metrics
 from everstep_operator.plan import refusal
 from everstep_operator.reconcile import POLL_SECONDS
 from everstep_protocol.backoff import Backoff
-from tests.emulated.api import Object, Status
+from tests.emulated.api import Fault, Object, Status
 from tests.operator_process.world import FORBIDDEN, World, manifest, until
 
 KEY = RunKey("team", "first")
@@ -22,8 +23,8 @@ SOON = Backoff(initial_seconds=0.01, max_seconds=0.05)
 
 
 @asynccontextmanager
-async def operator(world: World) -> AsyncIterator[Operator]:
-    async with world.connect() as cluster, world.server() as api:
+async def operator(world: World, **settings: Any) -> AsyncIterator[Operator]:
+    async with world.connect(**settings) as cluster, world.server() as api:
         yield Operator(cluster, Lease(api, "team", "everstep", "me"), Metrics())
 
 
@@ -131,14 +132,31 @@ def test_an_operator_that_hears_nothing_any_more_is_not_alive(world: World) -> N
 
     async def story() -> None:
         async with operator(world) as it:
-            assert it.healthz() is None
+            assert it.healthz() == (True, "ok")
             (pods, _) = it.cluster.informers()
             pods._heard -= handlers.DEAF_SECONDS
-            assert "nothing was heard from the API server for 300 s" in (it.healthz() or "")
+            assert it.healthz() == (False, "nothing was heard from the API server for 300 s")
             pods._heard += handlers.DEAF_SECONDS
-            it.answers._heard -= handlers.DEAF_SECONDS
-            assert it.healthz() is None, "kopf's watch is heard only when it begins"
-            it.answers._heard -= handlers.RUNS_WATCH_SECONDS
-            assert "nothing was heard" in (it.healthz() or "")
+            (path,) = it.answers._heard
+            it.answers._heard[path] -= handlers.DEAF_SECONDS
+            assert it.healthz()[0], "kopf's watch is heard only when it begins"
+            it.answers._heard[path] -= handlers.RUNS_WATCH_SECONDS
+            assert not it.healthz()[0]
+
+    asyncio.run(story())
+
+
+def test_an_operator_that_is_refused_a_namespace_is_alive(world: World) -> None:
+    """Another process would be refused as well."""
+
+    async def story() -> None:
+        async with operator(world, namespaces=("gone", "team")) as it:
+            refused = Status(403, "Forbidden", "is forbidden: the role is gone")
+            world.api.faults.append(Fault("GET", "pods", refused, times=1_000, namespace="gone"))
+            world.cluster.do(world.api.forget_history())
+            (gone, _) = it.cluster.informers()
+            await until(lambda: gone.refused)
+            gone._heard -= handlers.DEAF_SECONDS
+            await until(lambda: it.healthz()[0])  # it is asked again, and says no again
 
     asyncio.run(story())

@@ -37,8 +37,8 @@ class Cluster(EmulatedCluster):
         self.coordinator_port = free_ports(1)[0]
         self.operators: list[Operator] = []
 
-    def operator(self) -> "Operator":
-        self.operators.append(Operator(self))
+    def operator(self, *namespaces: str) -> "Operator":
+        self.operators.append(Operator(self, namespaces or ("team",)))
         return self.operators[-1]
 
     def start(self, name: str = "first", script: str | None = None, **spec: Any) -> None:
@@ -61,10 +61,11 @@ class Cluster(EmulatedCluster):
 
 
 class Operator:
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, namespaces: tuple[str, ...]) -> None:
         self.port = free_ports(1)[0]
         self.log = cluster.folder / f"operator-{self.port}.log"
-        where = ("--kubeconfig", str(cluster.kubeconfig()), "--namespace", "team", "--port", str(self.port))
+        where = ["--kubeconfig", str(cluster.kubeconfig()), "--port", str(self.port)]
+        where += [word for namespace in namespaces for word in ("--namespace", namespace)]
         images = ("--operator-image", "operator", "--runtime-image", "runtime")
         key = ("--token-key-file", str(cluster.key))
         command = [sys.executable, "-P", "-m", "everstep.cli", "operator", *where, *images, *key]
@@ -238,6 +239,34 @@ def test_ready_only_while_its_watch_of_runs_works(cluster: Cluster) -> None:
     wait(lambda: operator.ask("/readyz") == (200, "ok\n"), operator.log.read_text())
     cluster.start()
     wait(lambda: len(cluster.running()) == 2, operator.log.read_text())
+
+
+def test_a_namespace_that_was_deleted_keeps_no_operator_from_the_others(cluster: Cluster) -> None:
+    """Its Role is gone with it, so everything there is refused, also to an operator that begins."""
+    refused = Status(403, "Forbidden", "is forbidden: the role is gone")
+    for plural in ("pods", "trainingruns"):
+        cluster.api.faults.append(Fault("GET", plural, refused, times=1_000_000, namespace="gone"))
+    operator = cluster.operator("gone", "team")
+    wait(lambda: operator.ask("/readyz")[0] == 200, operator.log.read_text())
+    said = operator.ask("/readyz")[1]
+    assert said.startswith("ok; but for /api/v1/namespaces/gone/pods: is forbidden: the role is gone")
+    cluster.start()
+    wait(lambda: len(cluster.running()) == 2, operator.log.read_text())
+    metrics = operator.ask("/metrics")[1]
+    assert 'everstep_namespace_watched{namespace="gone"} 0.0' in metrics
+    assert 'everstep_namespace_watched{namespace="team"} 1.0' in metrics
+    assert operator.log.read_text().count("watching /api/v1/namespaces/gone/pods: ") == 1, "told once"
+    cluster.api.faults.clear()
+    wait(lambda: operator.ask("/readyz") == (200, "ok\n"), "it is there again")
+    assert 'everstep_namespace_watched{namespace="gone"} 1.0' in operator.ask("/metrics")[1]
+
+
+def test_an_operator_that_may_not_watch_anything_is_not_ready(cluster: Cluster) -> None:
+    refused = Status(403, "Forbidden", "is forbidden: there is no role")
+    cluster.api.faults.append(Fault("GET", "pods", refused, times=1_000_000))
+    operator = cluster.operator("one", "team")
+    wait(lambda: operator.ask("/readyz")[1].count("there is no role") == 2, operator.log.read_text())
+    assert operator.ask("/readyz")[0] == 503
 
 
 def test_a_run_that_cannot_be_understood_says_why(cluster: Cluster) -> None:

@@ -29,7 +29,7 @@ class World:
         self.run = TrainingRun.model_validate(self.cluster.create("trainingruns", manifest("first")))
 
     def fail(self, method: str, plural: str, answer: Status | None, times: int = 1, after: bool = False) -> None:
-        self.api.faults.append(Fault(method, plural, answer, times, after))
+        self.api.faults.append(Fault(method, plural, answer, times, after=after))
 
     @asynccontextmanager
     async def server(self, **settings: Any) -> AsyncIterator[ApiServer]:

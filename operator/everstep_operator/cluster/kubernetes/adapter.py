@@ -23,7 +23,16 @@ from everstep_operator.cluster.kubernetes.events import Events
 from everstep_operator.cluster.kubernetes.informer import Informer, list_all
 from everstep_operator.cluster.kubernetes.pods import Seen, seen
 from everstep_operator.cluster.kubernetes.view import MachineView, PodView, machine
-from everstep_operator.cluster.port import AlreadyExists, Conflict, Event, Invalid, NotFound, RunKey, Unavailable
+from everstep_operator.cluster.port import (
+    AlreadyExists,
+    Conflict,
+    Event,
+    Invalid,
+    NotFound,
+    Refused,
+    RunKey,
+    Unavailable,
+)
 from everstep_operator.cluster.render import RenderSettings
 from everstep_operator.plan import model
 from everstep_operator.plan.model import Pod, PodSpec
@@ -82,13 +91,14 @@ class KubernetesCluster:
         self._machines = MachineView(self._machine_changed)
         self._pods: dict[str, PodView] = {}  # by namespace; "": all of them
         self._pod_informers: dict[str, Informer] = {}
-        self._run_paths = []
+        #: By namespace: where its TrainingRuns are.
+        self.run_paths: dict[str, str] = {}
         for namespace in namespaces or ("",):
             place = f"/namespaces/{namespace}" if namespace else ""
             self._pods[namespace] = view = PodView(self._tell_of_pod)
             path = f"/api/v1{place}/pods"
             self._pod_informers[namespace] = Informer(api, path, seen, view, selector=labels.RUN_UID)
-            self._run_paths.append(f"/apis/{GROUP}/{VERSION}{place}/{PLURAL}")
+            self.run_paths[namespace] = f"/apis/{GROUP}/{VERSION}{place}/{PLURAL}"
         self._machine_informers = [] if namespaces else [Informer(api, "/api/v1/nodes", machine, self._machines)]
         self._runs: dict[RunKey, TrainingRun | Invalid] = {}
         self._runs_are_told = False
@@ -116,11 +126,27 @@ class KubernetesCluster:
         for informer in self.informers():
             await informer.synced.wait()
 
+    def refused(self, namespace: str) -> str | None:
+        """What the API server says, if pods and Nodes may not be watched there."""
+        informers = [self._pod_informers[namespace], *self._machine_informers]
+        return next((f"{i.path}: {i.refused}" for i in informers if i.refused is not None), None)
+
     async def take_over(self) -> list[RunKey]:
-        """Read everything from the source, as of now: another process has been acting until a moment ago."""
-        for informer in self.informers():
+        """Read everything from the source, as of now: another process has been acting until a moment ago.
+
+        A namespace that may not be read, such as one that was deleted with its roles, keeps nobody from the others.
+        """
+        for informer in self._machine_informers:
             await informer.list()
-        items = await self.list_runs()
+        refusals, items = [], []
+        for namespace, path in self.run_paths.items():
+            try:
+                await self._pod_informers[namespace].list()
+                items += (await list_all(self._api, path, {}, dict))[0]
+            except Refused as error:
+                refusals.append(error)
+        if len(refusals) == len(self.run_paths):
+            raise refusals[0]
         alive = [item for item in items if not _is_leaving(item)]
         for item in alive:
             self._remember(item)
@@ -128,9 +154,9 @@ class KubernetesCluster:
 
     # The run.
 
-    async def list_runs(self) -> list[dict[str, Any]]:
-        """From the source. Raises NotFound: the cluster knows no TrainingRuns."""
-        return [item for path in self._run_paths for item in (await list_all(self._api, path, {}, dict))[0]]
+    async def look_for_kind(self) -> None:
+        """Raises NotFound: the cluster knows no TrainingRuns."""
+        await self._api.request("GET", f"/apis/{GROUP}/{VERSION}")
 
     def run_changed(self, type: str | None, item: dict[str, Any]) -> None:
         """From whoever watches TrainingRuns. Once told, this adapter relies on being told of all changes."""

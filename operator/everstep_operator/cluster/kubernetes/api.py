@@ -283,7 +283,7 @@ def _namespace(path: str) -> str:
 
 
 def _below_version(path: str) -> list[str]:
-    """[resource], [resource, name] or [resource, name, subresource]."""
+    """[resource], [resource, name] or [resource, name, subresource]; []: the version itself, which lists its kinds."""
     parts = path.strip("/").split("/")
     parts = parts[2:] if parts[0] == "api" else parts[3:]
-    return parts[2:] if parts[0] == "namespaces" and len(parts) > 2 else parts
+    return parts[2:] if parts[:1] == ["namespaces"] and len(parts) > 2 else parts

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
 from everstep_operator.cluster.kubernetes.api import ApiServer, Gone
-from everstep_operator.cluster.port import ClusterError
+from everstep_operator.cluster.port import ClusterError, Refused
 from everstep_protocol.backoff import Backoff, delay
 
 PAGE = 500
@@ -56,10 +56,13 @@ class Informer:
         self._clock = clock
         self._heard = clock()
         self._version: int | None = None  # up to which the listener has been told everything
+        self._told = ""  # what was logged last
         #: The first list is complete.
         self.synced = asyncio.Event()
         #: A watch is open, so that changes arrive.
         self.watching = False
+        #: What the API server said, if it says no.
+        self.refused: str | None = None
 
     def silent_seconds(self) -> float:
         """Since the last sign of life of the API server, bookmarks included."""
@@ -79,7 +82,7 @@ class Informer:
                 self._version = None  # too old to go on from
                 continue
             except ClusterError as error:
-                log.warning("watching %s: %s", self.path, error)
+                self._complain(error)
                 if failures >= RESUMED:
                     self._version = None
             except Exception:
@@ -94,6 +97,7 @@ class Informer:
         self._heard = self._clock()
         self._listener.listed(items, version)
         self.synced.set()
+        self.refused = None
         return version
 
     async def _watch(self, version: int) -> None:
@@ -102,6 +106,7 @@ class Informer:
         try:
             async with self._api.watch(self.path, params, SILENCE_SECONDS) as events:
                 self.watching = True
+                self.refused, self._told = None, ""
                 self._heard = self._clock()
                 async for event in events:
                     self._heard = self._clock()
@@ -111,6 +116,15 @@ class Informer:
                     self._version = version
         finally:
             self.watching = False
+
+    def _complain(self, error: ClusterError) -> None:
+        """Once, however often it is tried again: a namespace that was deleted may never come back."""
+        if isinstance(error, Refused):
+            self.refused = str(error)
+            self._heard = self._clock()  # the word of one who lives
+        if str(error) != self._told:
+            self._told = str(error)
+            log.warning("watching %s: %s", self.path, error)
 
 
 async def list_all(
