@@ -1,6 +1,7 @@
 """LightningModule: a torch module that says how it trains."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -171,12 +172,15 @@ class LightningModule(Hyperparameters, nn.Module):
             metric_attribute: the metric object's name in the module, if it is not to be searched.
             rank_zero_only: only rank 0 logs it; other ranks' calls are ignored.
 
+        Without a Trainer it only warns.
+
         Raises:
-            ConfigurationError: no Trainer call is running, the value has more than one element or is of another
-                type, or a name is used twice with different arguments.
+            ConfigurationError: no Trainer call is running, the name is no string, the value has more than one element
+                or is of another type, or a name is used twice with different arguments.
         """
-        if self._trainer is None:
-            return  # an unattached module can be called and traced
+        if self._trainer is None:  # an unattached module can be called and traced
+            warnings.warn(f"{type(self).__name__} has no Trainer: what it logs goes nowhere ({name!r} …)", stacklevel=2)
+            return
         if sync_dist_group is not None:
             raise ConfigurationError(
                 f"self.log({name!r}): sync_dist_group is not supported: values are reduced over all ranks"
@@ -186,14 +190,40 @@ class LightningModule(Hyperparameters, nn.Module):
             enable_graph, add_dataloader_idx, metric_attribute, rank_zero_only,
         )  # fmt: skip
 
-    def log_dict(self, dictionary: Mapping[str, Any], **kwargs: Any) -> None:
-        """`log` for each item, with the same arguments. `dictionary` may be a MetricCollection of torchmetrics."""
+    def log_dict(
+        self,
+        dictionary: Mapping[str, Any],
+        prog_bar: bool = False,
+        logger: bool | None = None,
+        on_step: bool | None = None,
+        on_epoch: bool | None = None,
+        reduce_fx: Literal["mean", "sum", "min", "max"] | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: None = None,
+        add_dataloader_idx: bool = True,
+        batch_size: int | None = None,
+        rank_zero_only: bool = False,
+    ) -> None:
+        """`log` for each item, with the same arguments. `dictionary` may be a MetricCollection of torchmetrics.
+
+        Raises:
+            ConfigurationError: it is no dict; or as of `log`.
+        """
         if is_collection(dictionary):
             items = dictionary.items(keep_base=False, copy_state=False)  # type: ignore[call-arg]
-        else:
+        elif isinstance(dictionary, Mapping):
             items = dictionary.items()
+        else:
+            raise ConfigurationError(
+                f"self.log_dict got a {type(dictionary).__name__}: it takes a dict of names and values, such as "
+                '{"loss": loss}; self.log(name, value) logs one'
+            )
         for name, value in items:
-            self.log(name, value, **kwargs)
+            self.log(
+                name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, enable_graph, sync_dist, sync_dist_group,
+                add_dataloader_idx, batch_size, None, rank_zero_only,
+            )  # fmt: skip
 
     def all_gather(self, data: Any, group: None = None, sync_grads: bool = False) -> Any:
         """The tensors and numbers of all ranks, in a dict, list or tuple or not: each of shape (…) becomes

@@ -268,6 +268,54 @@ def test_a_dict_with_the_loss_is_fine_and_so_is_a_step_without_index(tmp_path: P
     assert runner.global_step == 6
 
 
+@pytest.mark.parametrize(
+    ("verb", "name", "step", "message"),
+    [
+        (
+            "fit",
+            "training_step",
+            lambda self: None,
+            r"training_step\(\) cannot be called: it is given \(batch, batch_idx",
+        ),
+        (
+            "fit",
+            "training_step",
+            lambda self, batch, index, hiddens: None,
+            r"\(batch, index, hiddens\) cannot be called",
+        ),
+        ("fit", "training_step", lambda self, batch, index, optimizer_idx: None, "takes optimizer_idx, which is given"),
+        ("fit", "validation_step", lambda self, a, b, c, d: None, r"is given \(batch, batch_idx, dataloader_idx\)$"),
+        ("test", "test_step", lambda self: None, r"test_step\(\) cannot be called"),
+        ("predict", "predict_step", lambda self: None, r"predict_step\(\) cannot be called"),
+    ],
+)
+def test_a_step_that_cannot_be_called_is_refused_before_anything_runs(
+    tmp_path: Path, verb: str, name: str, step: Any, message: str
+) -> None:
+    ran = []
+    hooks = {f"on_{stage}_start": lambda self: ran.append(1) for stage in ("train", "validation", "test", "predict")}
+    module = type("Odd", (Net,), {name: step, **hooks})()
+    with pytest.raises(ConfigurationError, match=message):
+        getattr(trainer(tmp_path), verb)(module, loader())
+    assert not ran
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_a_steps_own_third_argument_keeps_its_default(tmp_path: Path, verb: str) -> None:
+    """`dataloader_idx` is given where there are several loaders, or where it has to be, as by Lightning."""
+    seen = []
+
+    class Named(Net):
+        def validation_step(self, batch: Any, batch_idx: int, prefix: Any = "val") -> None:
+            seen.append(prefix)
+
+        test_step = predict_step = validation_step
+
+    getattr(trainer(tmp_path), verb)(Named(), loader(4))
+    getattr(trainer(tmp_path), verb)(Named(), [loader(4), loader(4)])
+    assert seen == ["val", 0, 1]
+
+
 def test_a_non_finite_loss_is_an_error_where_it_is_looked_at(tmp_path: Path) -> None:
     class Diverges(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

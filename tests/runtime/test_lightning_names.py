@@ -138,9 +138,10 @@ def test_s58_loggers_take_their_arguments_in_the_same_order(name: str) -> None:
     [
         *(("Trainer", verb) for verb in ("fit", "validate", "test", "predict", "save_checkpoint")),
         *(("LightningModule", name) for name in (
-            "log", "all_gather", "manual_backward", "optimizer_step", "optimizer_zero_grad", "lr_scheduler_step",
-            "clip_gradients", "configure_gradient_clipping", "load_from_checkpoint", "save_hyperparameters", "to_onnx",
-            "to_torchscript", "optimizers", "toggle_optimizer", "untoggle_optimizer", "transfer_batch_to_device",
+            "log", "log_dict", "all_gather", "manual_backward", "optimizer_step", "optimizer_zero_grad",
+            "lr_scheduler_step", "clip_gradients", "configure_gradient_clipping", "load_from_checkpoint",
+            "save_hyperparameters", "to_onnx", "to_torchscript", "optimizers", "toggle_optimizer",
+            "untoggle_optimizer", "transfer_batch_to_device",
         )),
         *(("LightningDataModule", name) for name in ("from_datasets", "load_from_checkpoint", "save_hyperparameters")),
     ],

@@ -17,6 +17,7 @@ from everstep.loggers import CSVLogger, Logger
 from everstep.strategies import Strategy
 from everstep.trainer.logs import Logs
 from tests.runtime.build import Memory, Net, loader, trainer
+from tests.runtime.peer import lightning, quiet
 
 
 class Values(L.LightningModule):
@@ -151,6 +152,11 @@ def test_s70_logging_in_epoch_hooks(tmp_path: Path) -> None:
             lambda m: (m.log("v", 1.0), m.log("v", 1.0, prog_bar=True)),
             "in one epoch: prog_bar False and True. Give",
         ),
+        (lambda m: m.log(1, 1.0), r"self.log\(1, …\): the name has to be a string, such as '1'"),
+        (lambda m: m.log("v/dataloader_idx_0", 1.0), "told apart by /dataloader_idx_… anyway: leave it out"),
+        (lambda m: m.log_dict([("v", 1.0)]), "self.log_dict got a list: it takes a dict of names and values"),
+        (lambda m: m.log_dict(None), "self.log_dict got a NoneType: it takes a dict"),
+        (lambda m: m.log_dict({"v": {"a": 1.0}}), r"self.log\('v'\) got a dict: log a number"),
     ],
 )
 def test_s70_bad_calls(tmp_path: Path, log: Any, message: str) -> None:
@@ -163,9 +169,71 @@ def test_s70_bad_calls(tmp_path: Path, log: Any, message: str) -> None:
         trainer(tmp_path).fit(Bad(), loader())
 
 
-def test_log_outside_of_a_call_says_so_and_an_unattached_module_ignores_it(tmp_path: Path) -> None:
+def test_s70_log_dict_takes_the_arguments_of_log(tmp_path: Path) -> None:
+    class Both(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log_dict({"a": 1.0, "b": 2.0}, True, on_epoch=True)
+            return self.loss(batch)
+
+    runner = trainer(tmp_path)
+    runner.fit(Both(), loader())
+    assert runner.progress_bar_metrics == {"a_step": 1.0, "b_step": 2.0, "a_epoch": 1.0, "b_epoch": 2.0}
+
+
+#: Where Lightning lets a module log, and where it does not.
+MAY_LOG = (
+    "on_train_start", "on_train_epoch_start", "on_train_batch_start", "on_before_zero_grad", "on_before_backward",
+    "on_after_backward", "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end",
+    "on_validation_start", "on_validation_epoch_start", "on_validation_batch_end", "on_validation_epoch_end",
+)  # fmt: skip
+MAY_NOT_LOG = (
+    "setup",
+    "configure_model",
+    "on_fit_start",
+    "on_validation_end",
+    "on_train_end",
+    "on_fit_end",
+    "teardown",
+)
+
+
+@pytest.mark.parametrize("hook", [*MAY_LOG, *MAY_NOT_LOG])
+def test_s70_hooks_may_log_where_lightnings_may(tmp_path: Path, hook: str) -> None:
+    def result(library: Any) -> Any:
+        class Model(library.LightningModule):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(3, 1)
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                return (self.layer(batch[0]) - batch[1]).square().mean()
+
+            def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.1)
+
+        setattr(Model, hook, lambda self, *args, **kwargs: self.log("value", 2.0))
+        off = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        runner = library.Trainer(
+            max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **dict.fromkeys(off, False)
+        )
+        try:
+            runner.fit(Model(), loader(), loader())
+        except (ConfigurationError, lightning.utilities.exceptions.MisconfigurationException):
+            return "refused"
+        return {name: float(value) for name, value in runner.callback_metrics.items()}
+
+    with quiet():
+        theirs = result(lightning)
+        ours = result(L)
+    assert ours == theirs == ({"value": 2.0} if hook in MAY_LOG else "refused")
+
+
+def test_log_outside_of_a_call_says_so_and_an_unattached_module_warns(tmp_path: Path) -> None:
     net = Net()
-    net.log("free", 1.0)
+    with pytest.warns(UserWarning, match=r"Net has no Trainer: what it logs goes nowhere \('free' …\)"):
+        net.log("free", 1.0)
     trainer(tmp_path, max_epochs=1).fit(net, loader())
     with pytest.raises(ConfigurationError, match="belongs to no epoch here: call it in a"):
         net.log("late", 1.0)

@@ -53,7 +53,8 @@ def test_s01_without_a_trainer_it_is_a_torch_module() -> None:
     net = Net()
     assert (net.current_epoch, net.global_step, net.global_rank, net.logger, net.loggers) == (0, 0, 0, None, [])
     assert (net.device, net.dtype, net.on_gpu) == (torch.device("cpu"), torch.float32, False)
-    net.log("outside", 1.0)
+    with pytest.warns(UserWarning, match="Net has no Trainer"):
+        net.log("outside", 1.0)
     with pytest.warns(DeprecationWarning, match=r"torch\.jit\.trace"):
         traced = torch.jit.trace(net.layer, torch.ones(1, 3))
     assert torch.equal(traced(torch.ones(1, 3)), net.layer(torch.ones(1, 3)))

@@ -14,7 +14,7 @@ from everstep.sampling.loader import Remade, has_positions
 from everstep.sampling.schedule import evaluation
 from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
-from everstep.trainer.hooks import Hooks, positional
+from everstep.trainer.hooks import Hooks, positional, required
 from everstep.trainer.loaders import Loaders, combined
 from everstep.trainer.transfer import Transfer
 
@@ -41,7 +41,7 @@ class Evaluation:
         self.seen: list[int] = []  # batches of each loader, of all runs: the steps of what is logged by batch
         self.batch_indices: list[list[list[int] | None]] = []
         function = getattr(module, f"{stage}_step")
-        self._arguments = positional(function)
+        self._arguments, self._required = positional(function), required(function)
         self._step: Callable[..., Any] = trainer.profiler.timed(
             f"{stage}_step",
             trainer.strategy.wrap_evaluation(module, trainer.precision_plugin.wrap(compiled(module, function))),
@@ -60,7 +60,7 @@ class Evaluation:
             found = combined(self._loaders_of_call.need(method), "sequential", stage)
             sequence = isinstance(found, CombinedLoader) and found.mode == "sequential"
             several = found.flattened if sequence else [found]
-            if len(several) > 1 and self._arguments == 2 and stage != "predict":
+            if len(several) > 1 and self._arguments < 3:
                 raise ConfigurationError(
                     f"there are {len(several)} {stage} loaders: define "
                     f"{type(self.module).__name__}.{stage}_step(batch, batch_idx, dataloader_idx)"
@@ -134,7 +134,7 @@ class Evaluation:
         self.batch_indices.append(indices)
         batch_start, batch_end = hooks[f"on_{stage}_batch_start"], hooks[f"on_{stage}_batch_end"]
         several = len(self.loaders) > 1
-        wants_index, wants_number = self._arguments > 1, several or self._arguments > 2
+        wants_index, wants_number = self._arguments > 1, several or self._required > 2
         logs.suffix = f"/dataloader_idx_{number}" if several else ""
         in_fit = self.trainer.fitting
         self.seen.extend([0] * (number + 1 - len(self.seen)))

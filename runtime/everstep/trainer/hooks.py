@@ -87,6 +87,11 @@ HOOKS = (
 _OF_THE_LOOP = ("optimizer_step", "optimizer_zero_grad", "configure_gradient_clipping", "lr_scheduler_step",
                 "on_before_batch_transfer", "on_after_batch_transfer", "transfer_batch_to_device")  # fmt: skip
 MONITORS = "on_train_epoch_end of callbacks that monitor metrics"
+#: What the module's steps may be given. A step takes the first, the first two …
+_STEPS = {
+    "training_step": ("batch", "batch_idx"),
+    **{f"{stage}_step": ("batch", "batch_idx", "dataloader_idx") for stage in STAGES},
+}
 
 #: Hooks of older Lightnings that are gone in 2.6, and what took their place. Defining one would be a silent no-op.
 GONE = {
@@ -124,6 +129,7 @@ class Hooks:
         for owner in (module, *callbacks, *([datamodule] if datamodule is not None else [])):
             _refuse_gone(owner)
             _check_arguments(owner)
+        _check_steps(module)
         profiler: Profiler = trainer.profiler
         timed = profiler.timed
 
@@ -164,12 +170,14 @@ def _overridden(owner: object, name: str, base: type) -> bool:
     return name in vars(owner) or getattr(type(owner), name, None) is not getattr(base, name, None)
 
 
-def positional(function: Callable[..., Any]) -> int:
-    """How many positional arguments a function takes; with *args: two."""
-    kinds = [parameter.kind for parameter in inspect.signature(function).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        return 2
-    return sum(kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD) for kind in kinds)
+def positional(function: Callable[..., Any]) -> float:
+    """How many positional arguments a function takes; with *args: inf."""
+    return _arguments(function, bound=True)[2]
+
+
+def required(function: Callable[..., Any]) -> int:
+    """How many positional arguments a function has to be given."""
+    return _arguments(function, bound=True)[1]
 
 
 def _refuse_gone(owner: object) -> None:
@@ -197,6 +205,22 @@ def _check_arguments(owner: object) -> None:
             raise ConfigurationError(
                 f"{type(owner).__name__}.{name}({', '.join(mine)}) cannot be called: it is given "
                 f"({', '.join(names)}). Lightning 2 has changed some hooks: take the others away"
+            )
+
+
+def _check_steps(module: LightningModule) -> None:
+    for name, given in _STEPS.items():
+        if not _overridden(module, name, LightningModule):
+            continue
+        step = getattr(module, name)
+        names, least, most = _arguments(step, bound=True)
+        if name == "training_step" and "optimizer_idx" in names[:least]:  # configure_optimizers will tell
+            least -= 1
+        if most < 1 or least > len(given):
+            more = ". optimizer_idx is a third where there are several optimizers" if name == "training_step" else ""
+            raise ConfigurationError(
+                f"{type(module).__name__}.{name}({', '.join(names)}) cannot be called: it is given "
+                f"({', '.join(given)}){more}"
             )
 
 

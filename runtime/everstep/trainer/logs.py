@@ -68,13 +68,14 @@ class Logs:
         if on_epoch is None:
             on_epoch = not mode
         if self.suffix:
+            _check_name(name)
             if add_dataloader_idx:
                 name += self.suffix
             self.names_of_loaders.setdefault(self.suffix, set()).add(name)
         options = (prog_bar, logger is not False, on_step, on_epoch, reduce_fx, sync_dist)
         named = self._named.get(name)
         if named is None or named.given != options:
-            named = self._introduce(name, value, options, metric_attribute)
+            named = self._introduce(name, value, options, metric_attribute, add_dataloader_idx)
         if named.metric is not None:
             value = self._metric_value(named, value)
             if value is None or not on_step:
@@ -116,7 +117,15 @@ class Logs:
             )
         return value
 
-    def _introduce(self, name: str, value: Any, options: tuple[Any, ...], attribute: str | None) -> "_Named":
+    def _introduce(
+        self, name: str, value: Any, options: tuple[Any, ...], attribute: str | None, numbered: bool
+    ) -> "_Named":
+        _check_name(name)
+        if numbered and "/dataloader_idx_" in name.removesuffix(self.suffix):
+            raise ConfigurationError(
+                f"self.log({name!r}): several loaders' values are told apart by /dataloader_idx_… anyway: leave it out "
+                "of the name, or give add_dataloader_idx=False"
+            )
         prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist = options
         metric = metric_objects.is_metric(value)
         if metric_objects.is_collection(value):
@@ -316,6 +325,11 @@ class Silent(Logs):
     """Of barebones=True: whatever is logged is dropped."""
 
     def log(self, *args: Any, **kwargs: Any) -> None: ...
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"self.log({name!r}, …): the name has to be a string, such as {f'{name}'!r}")
 
 
 def _number(name: str, value: Any) -> Tensor:

@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
-from everstep.trainer.hooks import overridden
+from everstep.trainer.hooks import overridden, required
 
 if TYPE_CHECKING:
     from everstep.trainer.trainer import Trainer
@@ -88,6 +88,11 @@ def configure(module: LightningModule, trainer: "Trainer") -> tuple[list[Optimiz
         )
         returned = NoOptimizer()
     optimizers, schedulers = _parts(returned, who)
+    if required(module.training_step) > 2 and not (len(optimizers) > 1 and module.automatic_optimization):
+        raise ConfigurationError(
+            f"{who}.training_step takes optimizer_idx, which is given only where optimisation is automatic and "
+            "configure_optimizers returns several optimizers: take it away"
+        )
     custom_step = module.lr_scheduler_step if overridden(module, "lr_scheduler_step") else None
     configs = [_config(scheduler, custom_step) for scheduler in schedulers]
     for config in configs:
