@@ -21,14 +21,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from everstep import seed
 from everstep.accelerators import Accelerator
 from everstep.checkpoint import ckpt
+from everstep.compiled import compiled, uncompiled
 from everstep.environment import Environment
 from everstep.errors import ConfigurationError
+from everstep.module import LightningModule, refuse_group
 from everstep.optimizer import WrappedOptimizer
 from everstep.precision import Precision
 from everstep.sampling.loader import RankPart, Remade, has_positions
+from everstep.seed import ensure_seeded, run_seed, seed_everything
 from everstep.strategies import Strategy
 from everstep.strategies.place import place
 from everstep.strategies.rank import Rank
@@ -55,7 +57,7 @@ class Fabric(Rank):
         loggers: Any = None,
     ) -> None:
         environment = Environment.read()
-        seed.ensure_seeded(environment)
+        ensure_seeded(environment)
         self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision, plugins)
         self.callbacks = _listed(callbacks)
         self.loggers = _listed(loggers)
@@ -91,30 +93,33 @@ class Fabric(Rank):
     def device(self) -> torch.device:
         return self.strategy.root_device
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self.strategy.barrier()
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all ranks. `name`: for whoever reads the script."""
+        self.strategy.barrier(name)
 
-    def broadcast(self, value: Any, src: int = 0) -> Any:
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Rank `src`'s value (anything that can be pickled, between ranks of one run), on all ranks; a collective."""
         if self.world_size == 1:
-            return value
-        box = [value]
+            return obj
+        box = [obj]
         dist.broadcast_object_list(box, src=src, device=torch.device("cpu"))
         return box[0]
 
-    def all_gather(self, data: Any, sync_grads: bool = False) -> Any:
-        """Everybody's tensors, stacked: [world_size, *shape], in dicts, lists and tuples; a collective."""
+    def all_gather(self, data: Any, group: None = None, sync_grads: bool = False) -> Any:
+        """Everybody's tensors, stacked: [world_size, *shape], in dicts, lists and tuples; a collective.
+
+        Args:
+            sync_grads: gradients flow back to the ranks that they came from.
+
+        Raises:
+            ConfigurationError: a group is given.
+        """
+        refuse_group(group)
         return _mapped(data, lambda tensor: self.strategy.all_gather(tensor, sync_grads))
 
-    def all_reduce(self, data: Any, reduce_op: Literal["mean", "sum", "min", "max"] = "mean") -> Any:
-        """Tensors reduced over the ranks, in dicts, lists and tuples; a collective. The given ones stay as they are."""
-
-        def reduced(tensor: Tensor) -> Tensor:
-            total = self.strategy.reduce(tensor.detach().clone(), reduce_op="sum" if reduce_op == "mean" else reduce_op)
-            return total / self.strategy.data_world_size if reduce_op == "mean" else total
-
-        return _mapped(data, reduced)
+    def all_reduce(self, data: Any, group: Any = None, reduce_op: Literal["mean", "sum", "min", "max"] = "mean") -> Any:
+        """Tensors as `strategy.reduce` gives them, in dicts, lists and tuples; a collective. The given are kept."""
+        return _mapped(data, lambda tensor: self.strategy.reduce(tensor.detach().clone(), group, reduce_op))
 
     @contextmanager
     def rank_zero_first(self, local: bool = False) -> Iterator[None]:
@@ -128,14 +133,21 @@ class Fabric(Rank):
 
     # Model, optimizers, data.
 
-    def setup(self, module: nn.Module, *optimizers: Optimizer) -> Any:
+    def setup(
+        self, module: nn.Module, *optimizers: Optimizer, scheduler: Any = None, move_to_device: bool = True
+    ) -> Any:
         """The module, on its device, sharded or synchronised, in its precision; and the optimizers that go with it.
+
+        Args:
+            scheduler: a learning-rate scheduler, which comes back as the last.
+            move_to_device: False: the script does that itself, with `to_device`.
 
         Raises:
             ConfigurationError: `launch` was not called, or the strategy replaces parameters and an optimizer has the
                 old ones.
         """
-        model = self.setup_module(module)
+        model = self.setup_module(module, move_to_device)
+        module = model.module
         known = {id(parameter) for parameter in module.parameters()}
         for optimizer in optimizers:
             if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
@@ -145,15 +157,25 @@ class Fabric(Rank):
                 )
         if not optimizers:
             return model
-        return (model, *map(self._optimizer, self.strategy.setup_optimizers(module, list(optimizers))))
+        made = tuple(map(self._optimizer, self.strategy.setup_optimizers(module, list(optimizers))))
+        if isinstance(module, LightningModule):
+            module.take_fabric(self, made)
+        return (model, *made) if scheduler is None else (model, *made, scheduler)
 
-    def setup_module(self, module: nn.Module) -> "FabricModule":
-        """As `setup`, for a module without optimizers, or one whose optimizers are made afterwards."""
+    def setup_module(self, module: nn.Module, move_to_device: bool = True) -> "FabricModule":
+        """As `setup`, for a module without optimizers, or one whose optimizers are made afterwards. A LightningModule
+        hears what `call` says, and its `log`, `print`, `all_gather`, `manual_backward` and `optimizers` are this
+        Fabric's."""
         if not self._launched and self.strategy.environment.world_size > 1:
             raise ConfigurationError("call fabric.launch() before fabric.setup: the ranks have to know each other")
         self._launched = True
+        module = uncompiled(module)
         self.strategy.precision.convert_module(module)
-        self.strategy.setup(module)
+        self.strategy.setup(module, move_to_device)
+        if isinstance(module, LightningModule):
+            module.take_fabric(self, ())
+            if module not in self.callbacks:
+                self.callbacks.append(module)
         return FabricModule(module, self.strategy)
 
     def setup_optimizers(self, *optimizers: Optimizer) -> Any:
@@ -180,17 +202,17 @@ class Fabric(Rank):
         The order is that of the loader's own sampler under the seed, the same on all ranks; every rank gets the same
         number of batches. `loader.set_epoch(n)` says which epoch comes next; without it they are counted.
         """
-        run_seed = int(self.strategy.broadcast(seed.run_seed()))
+        order = int(self.strategy.broadcast(run_seed()))
         made = [
-            FabricLoader(loader, self.strategy, run_seed, use_distributed_sampler, move_to_device) for loader in loaders
+            FabricLoader(loader, self.strategy, order, use_distributed_sampler, move_to_device) for loader in loaders
         ]
         return made[0] if len(made) == 1 else made
 
-    def to_device(self, value: Any) -> Any:
+    def to_device(self, obj: Any) -> Any:
         """A module, a tensor, or tensors in dicts, lists and tuples, on this rank's device."""
-        if isinstance(value, nn.Module):
-            return value.to(self.device)
-        return self.strategy.to_device(value)
+        if isinstance(obj, nn.Module):
+            return obj.to(self.device)
+        return self.strategy.to_device(obj)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision's context, for computations outside of a module's forward."""
@@ -208,9 +230,9 @@ class Fabric(Rank):
 
     # A step.
 
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """`loss.backward(…)`, scaled where the precision needs it."""
-        self.strategy.precision.backward(loss, *args, **kwargs)
+    def backward(self, tensor: Tensor, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        """`tensor.backward(…)`, scaled where the precision needs it. `model`: for whoever reads the script."""
+        self.strategy.precision.backward(tensor, *args, **kwargs)
 
     def clip_gradients(
         self, module: Any, optimizer: Any, clip_val: float | None = None, max_norm: float | None = None,
@@ -276,14 +298,20 @@ class Fabric(Rank):
         return dict(inner.state_dict()) if hasattr(inner, "state_dict") else inner
 
     def load(
-        self, path: str | os.PathLike[str], state: dict[str, Any] | None = None, strict: bool = True
+        self,
+        path: str | os.PathLike[str],
+        state: dict[str, Any] | None = None,
+        strict: bool = True,
+        weights_only: bool | None = None,
     ) -> dict[str, Any]:
         """Put a file's contents back into the objects of `state` (plain values: into the dict itself). Returns the
         rest of the file. Nothing in it is unpickled into anything but data.
 
         Raises:
-            ConfigurationError: there is no such file, or (`strict`) something in `state` is not in it.
+            ConfigurationError: there is no such file, or (`strict`) something in `state` is not in it; or weights_only
+                is False.
         """
+        ckpt.refuse_unpickling(weights_only)
         found: dict[str, Any] = ckpt.read_data(path, "cpu")
         for key, value in list((state or {}).items()):
             assert state is not None
@@ -302,8 +330,11 @@ class Fabric(Rank):
                 state[key] = saved
         return found
 
-    def load_raw(self, path: str | os.PathLike[str], obj: Any, strict: bool = True) -> None:
+    def load_raw(
+        self, path: str | os.PathLike[str], obj: Any, strict: bool = True, weights_only: bool | None = None
+    ) -> None:
         """A file that holds the state of one module or optimizer."""
+        ckpt.refuse_unpickling(weights_only)
         saved = ckpt.read_data(path, "cpu")
         if isinstance(obj, nn.Module):
             self.strategy.load_model_state(_inner(obj), saved, strict)
@@ -312,10 +343,10 @@ class Fabric(Rank):
 
     # Who listens.
 
-    def call(self, hook: str, *args: Any, **kwargs: Any) -> None:
+    def call(self, hook_name: str, *args: Any, **kwargs: Any) -> None:
         """Call this method of every callback that has it."""
         for callback in self.callbacks:
-            method = getattr(callback, hook, None)
+            method = getattr(callback, hook_name, None)
             if method is not None:
                 method(*args, **kwargs)
 
@@ -330,8 +361,9 @@ class Fabric(Rank):
                 logger.log_metrics(numbers, step)
 
     @staticmethod
-    def seed_everything(value: int | None = None, workers: bool = True) -> int:
-        return seed.seed_everything(value, workers)
+    def seed_everything(seed: int | None = None, workers: bool = True, verbose: bool = True) -> int:
+        """As `everstep.seed_everything`."""
+        return seed_everything(seed, workers, verbose)
 
 
 class FabricModule(nn.Module):
@@ -343,7 +375,9 @@ class FabricModule(nn.Module):
         precision = strategy.precision
         self._convert = None if type(precision).convert_input is Precision.convert_input else precision.convert_input
         self._synchronise = strategy.synchronise_gradients
-        self._wrap: Callable[..., Any] = lambda function: strategy.wrap(module, precision.wrap(function))
+        self._wrap: Callable[..., Any] = lambda function: strategy.wrap(
+            module, precision.wrap(compiled(module, function))
+        )
         self._step: Callable[..., Any] = self._wrap(module.forward)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

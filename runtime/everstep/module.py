@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from everstep.callbacks import Callback
+    from everstep.fabric import Fabric
     from everstep.trainer import Trainer
 
 
@@ -37,10 +38,12 @@ class LightningModule(Hyperparameters, nn.Module):
     #: Properties that TorchScript leaves alone.
     __jit_unused_properties__: ClassVar[list[str]] = [
         "trainer", "current_epoch", "global_step", "global_rank", "local_rank", "logger", "loggers", "device", "dtype",
-        "device_mesh", "hparams", "hparams_initial", "on_gpu",
+        "device_mesh", "hparams", "hparams_initial", "on_gpu", "fabric",
     ]  # fmt: skip
 
     _trainer: "Trainer | None" = None
+    _fabric: "Fabric | None" = None
+    _fabric_optimizers: "Sequence[Any]" = ()
     _toggled: "dict[int, AbstractContextManager[None]] | None" = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -62,10 +65,26 @@ class LightningModule(Hyperparameters, nn.Module):
     def trainer(self, trainer: "Trainer | None") -> None:
         object.__setattr__(self, "_trainer", trainer)
 
+    @property
+    def fabric(self) -> "Fabric | None":
+        """The Fabric that has set this module up, for a loop of one's own; None: there is none."""
+        return self._fabric
+
+    def take_fabric(self, fabric: "Fabric", optimizers: "Sequence[Any]") -> None:
+        """From now on steps log, print, gather and go backward through it. `optimizers`: what `optimizers()` gives."""
+        object.__setattr__(self, "_fabric", fabric)
+        object.__setattr__(self, "_fabric_optimizers", optimizers)
+
+    @property
+    def _host(self) -> "Trainer | Fabric | None":
+        """Who runs the steps."""
+        return self._fabric or self._trainer
+
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, and what is pickled, has no Trainer."""
+        """A copy, and what is pickled, has no Trainer and no Fabric."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        return {name: value for name, value in state.items() if name not in ("_trainer", "_toggled")}
+        hosts = ("_trainer", "_toggled", "_fabric", "_fabric_optimizers")
+        return {name: value for name, value in state.items() if name not in hosts}
 
     @property
     def current_epoch(self) -> int:
@@ -79,16 +98,18 @@ class LightningModule(Hyperparameters, nn.Module):
 
     @property
     def global_rank(self) -> int:
-        return self._trainer.global_rank if self._trainer is not None else 0
+        """Of this process, 0 ..; 0 without a Trainer."""
+        return self._host.global_rank if self._host is not None else 0
 
     @property
     def local_rank(self) -> int:
-        return self._trainer.local_rank if self._trainer is not None else 0
+        """Among those of this node, 0 ..; 0 without a Trainer."""
+        return self._host.local_rank if self._host is not None else 0
 
     @property
     def logger(self) -> Any:
         """The Trainer's first logger, or None."""
-        return self._trainer.logger if self._trainer is not None else None
+        return self._host.logger if self._host is not None else None
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +120,7 @@ class LightningModule(Hyperparameters, nn.Module):
     @property
     def loggers(self) -> list[Any]:
         """The Trainer's loggers."""
-        return self._trainer.loggers if self._trainer is not None else []
+        return self._host.loggers if self._host is not None else []
 
     @property
     def dtype(self) -> torch.dtype:
@@ -113,7 +134,7 @@ class LightningModule(Hyperparameters, nn.Module):
     @property
     def device_mesh(self) -> Any:
         """The mesh of a strategy that divides models (FSDP, tensor parallel), for `configure_model`, or None."""
-        return getattr(self._trainer.strategy, "device_mesh", None) if self._trainer is not None else None
+        return getattr(self._host.strategy, "device_mesh", None) if self._host is not None else None
 
     def optimizers(self, use_pl_optimizer: bool = True) -> Any:
         """The optimizer, or a list if there are several. Their `step` goes through precision and hooks, and is counted.
@@ -121,9 +142,10 @@ class LightningModule(Hyperparameters, nn.Module):
         Args:
             use_pl_optimizer: False: the plain ones of configure_optimizers.
         """
-        trainer = self.trainer
-        optimizers: list[Any] = trainer.lightning_optimizers if use_pl_optimizer else trainer.optimizers
-        return optimizers[0] if len(optimizers) == 1 else optimizers
+        optimizers: Sequence[Any] = self._fabric_optimizers
+        if self._fabric is None:
+            optimizers = self.trainer.lightning_optimizers if use_pl_optimizer else self.trainer.optimizers
+        return optimizers[0] if len(optimizers) == 1 else list(optimizers)
 
     def lr_schedulers(self) -> Any:
         """The scheduler, a list of several, or None."""
@@ -172,12 +194,16 @@ class LightningModule(Hyperparameters, nn.Module):
             metric_attribute: the metric object's name in the module, if it is not to be searched.
             rank_zero_only: only rank 0 logs it; other ranks' calls are ignored.
 
-        Without a Trainer it only warns.
+        Without a Trainer it only warns; through a Fabric the value goes to its loggers.
 
         Raises:
             ConfigurationError: no Trainer call is running, the name is no string, the value has more than one element
                 or is of another type, or a name is used twice with different arguments.
         """
+        if self._fabric is not None:
+            if logger is not False:
+                self._fabric.log(name, value)
+            return
         if self._trainer is None:  # an unattached module can be called and traced
             warnings.warn(f"{type(self).__name__} has no Trainer: what it logs goes nowhere ({name!r} …)", stacklevel=2)
             return
@@ -236,12 +262,8 @@ class LightningModule(Hyperparameters, nn.Module):
         Raises:
             ConfigurationError: a group is given.
         """
-        if group is not None:
-            raise ConfigurationError(
-                "all_gather(group=…) is not supported: it gathers from all ranks; for some of them call "
-                "torch.distributed.all_gather"
-            )
-        strategy = self.trainer.strategy
+        refuse_group(group)
+        strategy = (self._fabric or self.trainer).strategy
 
         def gathered(value: Any) -> Any:
             tensor = value if isinstance(value, Tensor) else torch.tensor(value, device=self.device)
@@ -263,7 +285,10 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """`loss.backward(…)` as the precision and the strategy need it; in a training_step with
-        automatic_optimization = False."""
+        automatic_optimization = False, or through a Fabric."""
+        if self._fabric is not None:
+            self._fabric.backward(loss, *args, **kwargs)
+            return
         self.trainer.optimization.backward(loss, *args, **kwargs)
 
     def toggle_optimizer(self, optimizer: "Optimizer") -> None:
@@ -595,3 +620,15 @@ class LightningModule(Hyperparameters, nn.Module):
 
     def on_predict_batch_end(self, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """`outputs`: what predict_step returned."""
+
+
+def refuse_group(group: Any) -> None:
+    """
+    Raises:
+        ConfigurationError: it is for some of the ranks only.
+    """
+    if group is not None:
+        raise ConfigurationError(
+            "all_gather(group=…) is not supported: it gathers from all ranks; for some of them call "
+            "torch.distributed.all_gather"
+        )

@@ -12,13 +12,13 @@ _MAX = 2**32 - 1
 _chosen: int | None = None
 
 
-def seed_everything(seed: int | None = None, workers: bool = False) -> int:
+def seed_everything(seed: int | None = None, workers: bool = False, verbose: bool = True) -> int:
     """Seed python, numpy and torch in this process and return the seed.
 
     Args:
         seed: 0 .. 2^32-1; None takes the run's seed, or one at random where there is no run.
-        workers: accepted as Lightning's scripts pass it. DataLoader workers are always seeded: per sample, from
-            (seed, epoch, position).
+        workers, verbose: accepted as Lightning's scripts pass them. DataLoader workers are always seeded: per sample,
+            from (seed, epoch, position). Nothing is printed.
 
     Raises:
         ValueError: the seed is out of range.

@@ -1,6 +1,7 @@
 """Fabric: a loop of one's own on the same seams."""
 
 import copy
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader
 
 import everstep as L
+from everstep.accelerators import Accelerator
 from everstep.errors import ConfigurationError
 from everstep.fabric import FabricModule
 from everstep.precision import ScaledPrecision, TruePrecision
 from everstep.strategies import FSDPStrategy
+from tests.runtime.peer import lightning, quiet
 from tests.runtime.strategies.models import Blocks, loader
 
 
@@ -116,7 +119,9 @@ def talk(fabric: L.Fabric) -> list[Any]:
         begun = time.monotonic()
     return [
         fabric.all_reduce(torch.tensor(float(rank + 1))).item(),
-        fabric.all_reduce({"a": torch.tensor(rank + 1)}, "sum")["a"].item(),
+        fabric.all_reduce({"a": torch.tensor(rank + 1)}, reduce_op="sum")["a"].item(),
+        [fabric.all_reduce(torch.tensor(sign * (rank + 2))).item() for sign in (1, -1)],
+        [fabric.strategy.reduce(torch.tensor(sign * (rank + 2))).item() for sign in (1, -1)],
         fabric.all_gather(torch.tensor([rank])).tolist(),
         fabric.broadcast({"from": rank}, src=1),
         fabric.world_size,
@@ -127,7 +132,7 @@ def talk(fabric: L.Fabric) -> list[Any]:
 @pytest.mark.ranks
 def test_s11_ranks_talk() -> None:
     fabric = L.Fabric(accelerator="cpu", devices=3, strategy="ddp_fork")
-    assert fabric.launch(talk) == [2.0, 6, [[0], [1], [2]], {"from": 1}, 3, True]
+    assert fabric.launch(talk) == [2.0, 6, [3, -3], [3, -3], [[0], [1], [2]], {"from": 1}, 3, True]
 
 
 def said(fabric: L.Fabric) -> list[Any]:
@@ -251,6 +256,94 @@ def test_s11_what_cannot_work_is_said(tmp_path: Path) -> None:
     assert alone.load(tmp_path / "a.ckpt", {"y": 2}, strict=False) == {"x": 1}
     with pytest.raises(ConfigurationError, match="there is no checkpoint file"):
         alone.load(tmp_path / "b.ckpt")
+
+
+class Elsewhere(Accelerator):
+    """Another device than the CPU, without any hardware: what is moved there has no values left."""
+
+    def device(self, index: int) -> torch.device:
+        return torch.device("meta")
+
+
+def test_s11_a_script_may_move_its_module_itself() -> None:
+    optimizer = torch.optim.SGD((linear := nn.Linear(3, 1)).parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    fabric = L.Fabric(accelerator=Elsewhere())
+    model, _, same = fabric.setup(linear, optimizer, scheduler=scheduler, move_to_device=False)
+    assert same is scheduler
+    assert model.weight.device.type == "cpu"
+    assert fabric.setup_module(linear, move_to_device=False).weight.device.type == "cpu"
+    assert fabric.setup_module(linear).weight.device.type == "meta"
+    assert isinstance(fabric.accelerator, Elsewhere)
+
+
+def test_s11_a_compiled_module_is_set_up_as_the_module_inside() -> None:
+    calls = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return graph.forward
+
+    model = L.Fabric(accelerator="cpu").setup(torch.compile(nn.Linear(3, 1), backend=backend))
+    assert list(model.state_dict()) == ["weight", "bias"]
+    model(torch.ones(2, 3))
+    assert calls, "and its forward is compiled"
+
+
+def test_s11_a_lightning_module_works_through_fabric() -> None:
+    """Its own log, manual_backward and optimizers are the Fabric's, as Lightning's are."""
+
+    def result(library: Any, fabric_of: Any) -> Any:
+        logged: dict[str, Any] = {}
+
+        class Log:
+            def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+                logged.update({name: float(value) for name, value in metrics.items()})
+
+        class Module(library.LightningModule):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = nn.Linear(3, 1)
+
+            def forward(self, x: Any) -> Any:
+                return self.layer(x)
+
+            def on_something(self, value: int) -> None:
+                self.log("heard", float(value))
+
+        module = Module()
+        nn.init.ones_(module.layer.weight)
+        assert module.fabric is None
+        fabric = fabric_of(accelerator="cpu", devices=1, loggers=Log())
+        fabric.launch()
+        model, optimizer = fabric.setup(module, torch.optim.SGD(module.parameters(), lr=0.1))
+        assert module.fabric is fabric
+        assert module.optimizers() is optimizer
+        module.log("a", 1.0)
+        module.log("unseen", 1.0, logger=False)
+        module.log_dict({"b": 2.0})
+        fabric.call("on_something", 3)
+        assert model.logger is module.loggers[0]
+        module.manual_backward(model(torch.ones(1, 3)).sum())
+        module.optimizers().step()
+        assert module.all_gather(torch.ones(2)).tolist() == [1.0, 1.0]
+        return logged, module.global_rank, module.layer.weight.tolist()
+
+    with quiet():
+        theirs = result(lightning, __import__("lightning").fabric.Fabric)
+        assert result(L, L.Fabric) == theirs
+    assert theirs[0] == {"a": 1.0, "b": 2.0, "heard": 3.0}
+
+
+def test_s11_arguments_come_in_lightnings_order() -> None:
+    fabric = __import__("lightning").fabric.Fabric
+    names = (
+        "all_gather", "all_reduce", "backward", "barrier", "broadcast", "call", "clip_gradients", "load", "load_raw",
+        "log", "log_dict", "save", "seed_everything", "setup", "setup_module", "to_device",
+    )  # fmt: skip
+    for name in names:
+        theirs, ours = (list(inspect.signature(getattr(kind, name)).parameters) for kind in (fabric, L.Fabric))
+        assert [argument for argument in theirs if not argument.startswith("_")] == ours, name
 
 
 def test_s11_callbacks_and_loggers() -> None:

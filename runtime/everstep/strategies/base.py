@@ -72,8 +72,14 @@ class Strategy:
     def root_device(self) -> torch.device:
         return self.accelerator.device(self.devices[self.environment.local_rank % len(self.devices)])
 
-    def setup(self, module: nn.Module) -> None:
-        """Bring the module to its device, or shard it. Called before `configure_optimizers`, and before evaluations."""
+    def setup(self, module: nn.Module, move_to_device: bool = True) -> None:
+        """Bring the module to its device, or shard it. Called before `configure_optimizers`, and before evaluations.
+
+        Args:
+            move_to_device: False: whoever calls does that; a strategy that shards puts the shards on the device anyway.
+        """
+        if not move_to_device:
+            return
         materialise(module, self.root_device)
         if self.root_device.type != "cpu":
             module.to(self.root_device)
@@ -165,7 +171,7 @@ class Strategy:
 
         Args:
             group: of torch.distributed; default: all ranks that have samples of their own.
-            reduce_op: "mean" (or "avg"), "sum", "min" or "max".
+            reduce_op: "mean" (or "avg"; of whole numbers without its fraction), "sum", "min" or "max".
         """
         return tensor
 

@@ -42,8 +42,8 @@ class DDPStrategy(ParallelStrategy):
         self._wrapped: list[DistributedDataParallel] = []  # one for each module
         self._quiet = False  # gradients of manual backwards stay here
 
-    def setup(self, module: nn.Module) -> None:
-        super().setup(module)
+    def setup(self, module: nn.Module, move_to_device: bool = True) -> None:
+        super().setup(module, move_to_device)
         if self.sync_batchnorm and self.world_size > 1:
             synchronise_batchnorm(module)
 

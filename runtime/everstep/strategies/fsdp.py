@@ -89,11 +89,11 @@ class FSDPStrategy(ParallelStrategy):
 
     # The model.
 
-    def setup(self, module: nn.Module) -> None:
+    def setup(self, module: nn.Module, move_to_device: bool = True) -> None:
         if _ROOT in vars(module):
             return
         if self.world_size == 1:
-            super().setup(module)
+            super().setup(module, move_to_device)
             if self.activation_checkpointing_policy is not None:
                 apply_activation_checkpointing(module, self.activation_checkpointing_policy)
             return

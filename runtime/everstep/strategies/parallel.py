@@ -74,9 +74,9 @@ class ParallelStrategy(Strategy):
             mean = reduce_op in ("mean", "avg")
             operations = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
             dist.all_reduce(tensor, operations["sum" if mean else reduce_op], group=group)
-            if mean:  # gloo knows none; of whole numbers it is one as well
+            if mean:  # gloo knows none
                 size = dist.get_world_size(group)
-                tensor.div_(size, rounding_mode=None if tensor.is_floating_point() else "floor")
+                tensor.div_(size, rounding_mode=None if tensor.is_floating_point() else "trunc")
         return tensor
 
     def all_gather(self, tensor: Tensor, sync_grads: bool = False) -> Tensor:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from everstep.accelerators import Accelerator
 from everstep.strategies.base import Strategy
 
 
@@ -9,6 +10,11 @@ class Rank:
     """Whoever has a strategy."""
 
     strategy: Strategy
+
+    @property
+    def accelerator(self) -> Accelerator:
+        """What kind of device this rank computes on."""
+        return self.strategy.accelerator
 
     @property
     def global_rank(self) -> int:

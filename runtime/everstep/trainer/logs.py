@@ -1,6 +1,5 @@
 """What `self.log` was told. Values stay on the device until somebody looks: a logger at a log step, the bar …"""
 
-import json
 import math
 from typing import Any
 
@@ -275,8 +274,8 @@ class Logs:
         """A rank that got no batch of a small evaluation has logged nothing: it learns the names from rank 0."""
         if self.strategy.world_size == 1 or self.strategy.all_true(bool(self._named)):
             return
-        text = json.dumps([(named.name, named.options, named.attribute) for named in self._named.values()])
-        for name, options, attribute in json.loads(self.strategy.broadcast(text)):
+        known = [[named.name, list(named.options), named.attribute] for named in self._named.values()]
+        for name, options, attribute in self.strategy.broadcast(known):
             if name not in self._named:
                 self._remember(name, options, attribute)
 

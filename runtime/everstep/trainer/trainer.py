@@ -680,10 +680,6 @@ class Trainer(Rank):
         return self.precision_plugin.name
 
     @property
-    def accelerator(self) -> Accelerator:
-        return self.strategy.accelerator
-
-    @property
     def num_devices(self) -> int:
         """That this node's ranks use."""
         return len(self.strategy.devices)

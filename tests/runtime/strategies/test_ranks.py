@@ -103,6 +103,29 @@ def test_s60_ddp_averages_while_the_backward_runs(tmp_path: Path) -> None:
     assert buckets(DDPStrategy(25.0, start_method="fork")) == 1
 
 
+class Few(Blocks):
+    """Logs from the last layer on; what each rank sees of it afterwards is in `seen`."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("mean", batch[0].mean(), sync_dist=True)
+        self.log("most", batch[0].max(), sync_dist=True, reduce_fx="max")
+
+    def on_test_end(self) -> None:
+        metrics = self.trainer.callback_metrics
+        seen = self.all_gather(torch.stack([metrics["mean"], metrics["most"]]))
+        self.print("seen", seen.tolist())
+
+
+def test_s74_a_rank_without_a_batch_learns_what_the_others_have_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A test of one sample: rank 1 gets none of it, and would not know that there is something to reduce."""
+    runner = trainer(tmp_path, strategy="ddp_fork", devices=2, accelerator="cpu")
+    (result,) = runner.test(Few(), loader(2, 1), verbose=False)
+    value, most = result["mean"], result["most"]
+    assert f"seen [[{value}, {most}], [{value}, {most}]]" in capfd.readouterr().out
+
+
 def test_s74_c07_every_sample_counts_once(tmp_path: Path, alone: dict[str, Any]) -> None:
     """22 samples in rounds of 6 over 3 ranks: the last round has 4, one rank gets two of them and two get one."""
     found = trained(tmp_path, 3, "ddp_fork", 3)
