@@ -202,17 +202,18 @@ class Fit:
             self.trainer.keeper.flush()
         if run.seat is not None:
             run.enter(step + 1, self._save_and_tell)
+        if run.wants_note:
             self._note()
         scored = run.metric and self.validated_step == step != self.saved_step
         if run.due(step, self.saved_step) or scored:
             self._save(False)
-            self._note(force=True)
+            self._note()
 
     def _save_and_tell(self, wait: bool) -> None:
         """The last act before a stop: nobody would say later which step is saved, or could not be."""
-        self._note(force=True)
+        self._note()
         self._save(wait)
-        self._note(force=True)
+        self._note()
 
     def _save(self, wait: bool) -> None:
         step = self.trainer.global_step - self.first_step
@@ -263,7 +264,7 @@ class Fit:
                 "what self.log means over this epoch is of its rest alone"
             )
 
-    def _note(self, force: bool = False) -> None:
+    def _note(self) -> None:
         trainer = self.trainer
         self.run_.note(
             self.strategy,
@@ -274,7 +275,6 @@ class Fit:
             samples=self.seen,
             metrics=self.logs.sent,
             learning_rate=self._learning_rate(),
-            force=force,
         )
 
     def _learning_rate(self) -> float | None:

@@ -228,7 +228,7 @@ class Run:
             if fit:
                 record["checkpoint"] = name
         # What has been done is all that there is, as far as anybody can tell before the script's next call.
-        self.note(strategy, self.steps_before, stage=kind, max_steps=self.steps_before or None, force=True)
+        self.note(strategy, self.steps_before, stage=kind, max_steps=self.steps_before or None)
 
     # Steps of a fit.
 
@@ -305,24 +305,26 @@ class Run:
         if self.seat is not None and self.seat.stopping:
             raise Stopped("stopped, as was asked for")
 
+    @property
+    def wants_note(self) -> bool:
+        """Is it time for one, after a step? A few times a second: what is in it has to be gathered."""
+        return self.seat is not None and time.monotonic() >= self._next_note
+
     def saw_loss(self, loss: float) -> None:
         self._loss = loss
 
     def note(
         self, strategy: Strategy, step: int, *, stage: str, epoch: int | None = None, max_steps: int | None = None,
-        samples: int | None = None, metrics: dict[str, float] | None = None,
-        learning_rate: float | None = None, force: bool = False,
+        samples: int | None = None, metrics: dict[str, float] | None = None, learning_rate: float | None = None,
     ) -> None:  # fmt: skip
-        """Tell the launcher how far this is: rank 0, a few times a second at most. `step`: of the run.
+        """Tell the launcher how far this is: rank 0 does. `step`: of the run.
 
         What is None about `epoch` and `metrics` stays as it was told before.
         """
+        now = time.monotonic()
+        self._next_note = now + NOTE_SECONDS
         if self.seat is None or strategy.rank != 0:
             return
-        now = time.monotonic()
-        if now < self._next_note and not force:
-            return
-        self._next_note = now + NOTE_SECONDS
         if samples is not None:
             before, counted, stepped = self._noted
             if before and samples > counted:

@@ -498,7 +498,7 @@ class Trainer(Rank):
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
                 done = self.run.steps_before
-                self.run.note(self.strategy, done, stage=kind, max_steps=done or None, force=True)
+                self.run.note(self.strategy, done, stage=kind, max_steps=done or None)
             else:
                 result = work(hooks, begun)
             hooks.call("teardown", kind)
