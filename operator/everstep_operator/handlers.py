@@ -90,14 +90,17 @@ class Operator:
 
     def after_failure(self, key: RunKey, error: Exception, failures: int) -> float:
         self.metrics.failed(error)
+        asked = error.retry_after if isinstance(error, Unavailable) else None
         if isinstance(error, NotFound):
             log.info("%s: %s", key, error)
+        elif asked is not None:
+            log.warning("%s: %s (asked to wait for %g s, at most %g are)", key, error, asked, _REFUSED.max_seconds)
         elif isinstance(error, ClusterError):
             log.warning("%s: %s", key, error)
         else:
             log.error("%s: a mistake of the operator itself", key, exc_info=error)
         if isinstance(error, Unavailable):
-            return max(error.retry_after or 0.0, delay(_AWAY, failures + 1, str(key)))
+            return max(min(_REFUSED.max_seconds, asked or 0.0), delay(_AWAY, failures + 1, str(key)))
         return delay(_REFUSED, failures + 1, str(key))
 
     async def listen(self) -> None:

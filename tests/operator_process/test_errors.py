@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from everstep_operator.cluster.kubernetes.adapter import SURE_SECONDS
 from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
 from everstep_operator.cluster.port import (
     AlreadyExists,
@@ -364,10 +365,10 @@ def test_a_run_whose_end_nobody_told_is_forgotten(world: World) -> None:
         async with world.connect(resync_seconds=0.01) as cluster:
             for node in (0, 1):  # from the first pod on it is known
                 await cluster.create_pod(world.run, world.spec(node))
-            assert cluster._applied.keys() == cluster._with_secret == {world.run.metadata.uid}
+            assert cluster._applied.keys() == {world.run.metadata.uid}
             for pod in world.api.of("pods"):
                 world.cluster.do(world.api.remove("pods", pod))
-            await until(lambda: not cluster._applied and not cluster._with_secret)
+            await until(lambda: not cluster._applied)
 
     asyncio.run(story())
 
@@ -403,6 +404,25 @@ def test_children_are_applied_before_the_first_pod_and_again_only_when_they_chan
             ]
             await cluster.create_pod(world.run, world.spec(1))
             assert world.api.writes()[len(first) :] == [("POST", "pods")]
+
+    asyncio.run(story())
+
+
+def test_children_that_somebody_deleted_are_back_with_the_next_pod(world: World) -> None:
+    kinds = ("secrets", "services", "networkpolicies")
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+
+    async def story() -> None:
+        nonlocal now
+        async with world.connect(clock=lambda: now) as cluster:
+            await cluster.create_pod(world.run, world.spec(0))
+            before = [item["metadata"]["name"] for kind in kinds for item in world.api.of(kind)]
+            for kind in kinds:
+                for item in world.api.of(kind):
+                    world.cluster.do(world.api.remove(kind, item))
+            now += timedelta(seconds=SURE_SECONDS)
+            await cluster.create_pod(world.run, world.spec(1))
+            assert [item["metadata"]["name"] for kind in kinds for item in world.api.of(kind)] == before
 
     asyncio.run(story())
 

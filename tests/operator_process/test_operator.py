@@ -95,10 +95,12 @@ def test_a_run_that_is_gone_when_its_status_is_written_is_left_alone(world: Worl
     assert world.api.of("pods") == []
 
 
-def test_who_tells_when_to_come_back_is_listened_to(world: World) -> None:
+def test_who_tells_when_to_come_back_is_listened_to(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
         async with operator(world) as it:
             assert it.after_failure(KEY, Unavailable("later", retry_after=17.0), 1) == 17.0
+            assert it.after_failure(KEY, Unavailable("tomorrow", retry_after=86_400.0), 1) == 60.0, "nobody knows"
+            assert "team/first: tomorrow (asked to wait for 86400 s, at most 60 are)" in caplog.text
             assert it.after_failure(KEY, Unavailable("away"), 20) <= 6.0, "soon, it may be back"
             assert 48.0 <= it.after_failure(KEY, Refused("no"), 20) <= 72.0
 

@@ -1,17 +1,22 @@
 """What golden files do not say: how parts depend on each other, what is refused."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
+from everstep_operator.api.pod_template import PodTemplate
 from everstep_operator.cluster import render
 from everstep_operator.cluster.port import Refused
 from everstep_operator.cluster.render import RenderSettings
 from everstep_operator.cluster.render.merge import strategic_merge
-from everstep_operator.plan import pods
+from everstep_operator.plan import pods, suspend
 from everstep_operator.plan.model import Pod
 from everstep_protocol import labels
 from tests.render.golden import SETTINGS, coordinator, training_run, worker
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def trainer(pod: dict[str, Any]) -> dict[str, Any]:
@@ -115,6 +120,23 @@ def test_hosts_of_a_slice_know_each_other_in_order() -> None:
 
 def test_one_slice_needs_no_megascale() -> None:
     assert not any(name.startswith("MEGASCALE") for name in variables(worker(tpu_run(4), 0)))
+
+
+@pytest.mark.parametrize("affinity", [None, {"podAntiAffinity": {REQUIRED: []}}, {"podAntiAffinity": None}])
+def test_the_template_takes_no_slice_apart(affinity: Any) -> None:
+    theirs = worker(tpu_run(4), 0)["spec"]["affinity"]
+    run = tpu_run(4)
+    spec = run.spec.model_copy(update={"pod_template": PodTemplate(spec={"affinity": affinity})})
+    assert worker(run.model_copy(update={"spec": spec}), 0)["spec"]["affinity"] == theirs
+
+
+def test_wishes_of_the_template_stand_beside_those_of_a_slice() -> None:
+    theirs = {"labelSelector": {"matchLabels": {"app": "noisy"}}, "topologyKey": "kubernetes.io/hostname"}
+    template = PodTemplate(spec={"affinity": {"podAntiAffinity": {REQUIRED: [theirs]}}})
+    run = tpu_run(4)
+    run = run.model_copy(update={"spec": run.spec.model_copy(update={"pod_template": template})})
+    ours = worker(tpu_run(4), 0)["spec"]["affinity"]["podAntiAffinity"][REQUIRED]
+    assert worker(run, 0)["spec"]["affinity"]["podAntiAffinity"][REQUIRED] == [theirs, *ours]
 
 
 def test_slice_of_one_host_may_share_a_node_pool() -> None:
@@ -239,6 +261,15 @@ def test_budget_never_keeps_all_pods_also_after_scaling_down(nodes: int, kept: i
     assert budget["spec"]["minAvailable"] == kept, "it is applied over the one of before: nobody deletes that"
 
 
+def test_budget_of_an_elasticity_that_was_taken_back_protects_nothing() -> None:
+    """While the run was suspended; the budget of before would be in the way of drains."""
+    run = training_run({"numNodes": 3})
+    resumed = suspend.resume(suspend.reach(run.status, NOW), NOW)
+    run = run.model_copy(update={"status": resumed})
+    budget = next(c for c in render.children(run, SETTINGS) if c["kind"] == "PodDisruptionBudget")
+    assert budget["spec"]["minAvailable"] == 0
+
+
 @pytest.mark.parametrize(
     "terms",
     [
@@ -250,12 +281,11 @@ def test_budget_never_keeps_all_pods_also_after_scaling_down(nodes: int, kept: i
     ],
 )
 def test_affinity_of_the_template_takes_no_lost_node_back(terms: list[dict[str, Any]]) -> None:
-    required = "requiredDuringSchedulingIgnoredDuringExecution"
-    affinity = {"nodeAffinity": {required: {"nodeSelectorTerms": terms}}}
+    affinity = {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": terms}}}
     run = training_run({"podTemplate": {"spec": {"affinity": affinity}}})
     pod = render.pod(run, pods.worker(run, 0, 1, ("dead-node",)), SETTINGS)
     away = {"key": "metadata.name", "operator": "NotIn", "values": ["dead-node"]}
-    found = pod["spec"]["affinity"]["nodeAffinity"][required]["nodeSelectorTerms"]
+    found = pod["spec"]["affinity"]["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
     assert found == [{**term, "matchFields": [*term.get("matchFields", []), away]} for term in terms]
 
 

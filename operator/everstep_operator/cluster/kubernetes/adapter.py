@@ -8,7 +8,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from pydantic import ValidationError
@@ -43,6 +43,8 @@ FIELD_MANAGER = "everstep"
 PLURAL = "trainingruns"
 #: So often each run is read from the source and looked at, whatever the watches say.
 RESYNC_SECONDS = 300.0
+#: What was applied longer ago is applied again before the next pod: somebody may have deleted it meanwhile.
+SURE_SECONDS = 60.0
 #: reason of a run that was admitted and cannot be understood.
 INVALID = "InvalidSpec"
 
@@ -102,8 +104,8 @@ class KubernetesCluster:
         self._machine_informers = [] if namespaces else [Informer(api, "/api/v1/nodes", machine, self._machines)]
         self._runs: dict[RunKey, TrainingRun | Invalid] = {}
         self._runs_are_told = False
-        self._applied: dict[str, dict[str, str]] = {}  # run uid: name of a child: digest of what was applied last
-        self._with_secret: set[str] = set()  # uids of runs
+        # run uid: name of a child: digest of what was applied last, and when
+        self._applied: dict[str, dict[str, tuple[str, datetime]]] = {}
         self._watchers: set[asyncio.Queue[Event]] = set()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -246,14 +248,12 @@ class KubernetesCluster:
         if isinstance(known, Invalid) or (known is not None and known.metadata.uid == uid):
             del self._runs[key]
         self._applied.pop(uid, None)
-        self._with_secret.discard(uid)
         self._complaints.forget(uid)
 
     def _forget_gone(self) -> None:
         """Runs whose end nobody told, because the watch had to begin anew. Too much forgotten is only done again."""
         known = {run.metadata.uid for run in self.runs()} | {i.pod.run_uid for v in self._pods.values() for i in v}
         self._applied = {uid: applied for uid, applied in self._applied.items() if uid in known}
-        self._with_secret &= known
 
     # Pods.
 
@@ -341,33 +341,38 @@ class KubernetesCluster:
     # What pods need beside themselves.
 
     async def _apply_children(self, run: TrainingRun) -> None:
-        """What has changed since this process applied it last; nothing in most cases."""
-        await self._create_secret(run)
+        """What has changed since this process applied it a moment ago; nothing in most cases."""
+        applied = self._applied.setdefault(run.metadata.uid, {})
+        now = self._clock()
+
+        def is_there(name: str, digest: str) -> bool:
+            before = applied.get(name)
+            return before is not None and before[0] == digest and now - before[1] < timedelta(seconds=SURE_SECONDS)
+
+        if not is_there("Secret", ""):
+            await self._create_secret(run)
+            applied["Secret"] = ("", now)
         coordinators = [
             item.pod for item in self._of(run)[0].of(run.metadata.uid) if item.pod.role == labels.COORDINATOR
         ]
-        applied = self._applied.setdefault(run.metadata.uid, {})
         for child in render.children(run, self._settings, coordinators):
             name = f"{child['kind']}/{child['metadata']['name']}"
             digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()
-            if applied.get(name) == digest:
+            if is_there(name, digest):
                 continue
             place, plural = _PLACES[child["kind"]]
             path = f"{place}/namespaces/{run.metadata.namespace}/{plural}/{child['metadata']['name']}"
             params = {"fieldManager": FIELD_MANAGER, "force": "true"}
             self._may_write()
             await self._api.request("PATCH", path, params=params, body=child, content_type=APPLY)
-            applied[name] = digest
+            applied[name] = (digest, now)
 
     async def _create_secret(self, run: TrainingRun) -> None:
         """Created, never read: the operator needs no right to see Secrets."""
-        if run.metadata.uid in self._with_secret:
-            return
         body = render.token_secret(run, self._tokens.of(run.metadata.uid))
         self._may_write()
         with suppress(AlreadyExists):  # by us, earlier: its name holds a hash of the run's uid
             await self._api.request("POST", f"/api/v1/namespaces/{run.metadata.namespace}/secrets", body=body)
-        self._with_secret.add(run.metadata.uid)
 
     # The coordinator.
 

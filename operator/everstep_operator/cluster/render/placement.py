@@ -8,7 +8,6 @@ from everstep_operator.cluster.render.cuda import CudaPool
 from everstep_operator.cluster.render.metadata import pods_of
 from everstep_operator.cluster.render.pool import Pool
 from everstep_operator.cluster.render.tpu import ACCELERATOR_LABEL, TpuPool
-from everstep_operator.plan.model import PodSpec
 from everstep_protocol import labels
 
 #: Labels that say "here are accelerators": of NVIDIA's feature discovery, of GKE, of EKS.
@@ -25,15 +24,12 @@ def pool_of(run: TrainingRun) -> Pool:
     return {"cpu": Pool, "cuda": CudaPool, "tpu": TpuPool}[run.spec.accelerator.type](run)
 
 
-def place_worker(body: dict[str, Any], spec: PodSpec, pool: Pool) -> None:
+def place_worker(body: dict[str, Any], pool: Pool) -> None:
     """Write it into a pod's spec."""
-    assert spec.node is not None
     if selector := pool.node_selector():
         body["nodeSelector"] = selector
     if tolerations := pool.tolerations():
         body["tolerations"] = tolerations
-    if affinity := pool.affinity(spec.node):
-        body["affinity"] = affinity
 
 
 def place_coordinator(body: dict[str, Any], run: TrainingRun) -> None:
@@ -59,6 +55,15 @@ def place_coordinator(body: dict[str, Any], run: TrainingRun) -> None:
             "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 50, "podAffinityTerm": workers}]
         },
     }
+
+
+def keep_together(body: dict[str, Any], ours: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """A pod's spec that also has these terms of podAffinity and podAntiAffinity, each of which has to hold."""
+    affinity = dict(body.get("affinity") or {})
+    for kind, terms in ours.items():
+        theirs = affinity.get(kind) or {}
+        affinity[kind] = {**theirs, _REQUIRED: [*(theirs.get(_REQUIRED) or []), *terms]}
+    return {**body, "affinity": affinity} if ours else body
 
 
 def keep_off(body: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:

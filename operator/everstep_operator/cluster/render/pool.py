@@ -29,8 +29,8 @@ class Pool:
     def tolerations(self) -> list[dict[str, Any]]:
         return [taint.model_dump(mode="json", exclude_none=True) for taint in self.accelerator.tolerations]
 
-    def affinity(self, node: int) -> dict[str, Any]:
-        """podAffinity and podAntiAffinity."""
+    def affinity(self, node: int) -> dict[str, list[dict[str, Any]]]:
+        """Terms of podAffinity and podAntiAffinity that have to hold."""
         return {}
 
 

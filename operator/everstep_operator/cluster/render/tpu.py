@@ -58,7 +58,7 @@ class TpuPool(Pool):
     def tolerations(self) -> list[dict[str, Any]]:
         return [tolerates(TPU_RESOURCE), *super().tolerations()]
 
-    def affinity(self, node: int) -> dict[str, Any]:
+    def affinity(self, node: int) -> dict[str, list[dict[str, Any]]]:
         """All pods of a slice in one node pool, and nobody else's there: its chips are wired to each other."""
         if self.tpu.hosts == 1:
             return {}
@@ -68,10 +68,10 @@ class TpuPool(Pool):
             {"key": SLICE_LABEL, "operator": "NotIn", "values": [mine]},
         ]
         return {
-            "podAffinity": _required({"labelSelector": {"matchLabels": {SLICE_LABEL: mine}}}),
-            "podAntiAffinity": _required({"labelSelector": {"matchExpressions": others}, "namespaceSelector": {}}),
+            "podAffinity": [_in_one_pool({"labelSelector": {"matchLabels": {SLICE_LABEL: mine}}})],
+            "podAntiAffinity": [_in_one_pool({"labelSelector": {"matchExpressions": others}, "namespaceSelector": {}})],
         }
 
 
-def _required(term: dict[str, Any]) -> dict[str, Any]:
-    return {"requiredDuringSchedulingIgnoredDuringExecution": [{**term, "topologyKey": NODE_POOL_LABEL}]}
+def _in_one_pool(term: dict[str, Any]) -> dict[str, Any]:
+    return {**term, "topologyKey": NODE_POOL_LABEL}

@@ -16,7 +16,7 @@ from everstep_operator.cluster.render.container import (
 from everstep_operator.cluster.render.merge import apply_template
 from everstep_operator.cluster.render.metadata import metadata
 from everstep_operator.cluster.render.names import MAIN_CONTAINER, worker_hostname, workers_service_name
-from everstep_operator.cluster.render.placement import place_worker, pool_of
+from everstep_operator.cluster.render.placement import keep_together, place_worker, pool_of
 from everstep_operator.cluster.render.pool import Pool
 from everstep_operator.cluster.render.settings import RenderSettings
 from everstep_operator.cluster.render.store import check_folder, open_store
@@ -33,7 +33,7 @@ def worker(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[st
     body["hostname"], body["subdomain"] = worker_hostname(spec.node), workers_service_name(run)
     if trainer.service_account_name is not None:
         body["serviceAccountName"] = trainer.service_account_name
-    place_worker(body, spec, pool)
+    place_worker(body, pool)
 
     container = _trainer(run, spec, settings, pool)
     if trainer.env_from:
@@ -52,6 +52,7 @@ def worker(run: TrainingRun, spec: PodSpec, settings: RenderSettings) -> dict[st
     whole = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata(run, spec.name, own_labels), "spec": body}
     main = MAIN_CONTAINER[labels.WORKER]
     pod = apply_template(whole, run.spec.pod_template, main)
+    pod["spec"] = keep_together(pod["spec"], pool.affinity(spec.node))  # beside the wishes of podTemplate
     (merged,) = (c for c in pod["spec"]["containers"] if c["name"] == main)
     check_folder(run, merged, pod["spec"]["volumes"])
     return pod
