@@ -18,7 +18,8 @@ from everstep_protocol.version import HEADER, PROTOCOL_VERSION, ProtocolMismatch
 CONNECT_SECONDS, ANSWER_SECONDS = 1.0, 3.0
 #: So many are asked at the same time.
 AT_ONCE = 32
-_LONGEST = 1 << 20
+#: Of a report: half a kilobyte for each node of eight ranks.
+_LONGEST = 16 << 20
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class Coordinators:
         url = f"http://{host}:{self._port}{path}"
         try:
             async with self._places, self._session.request(method, url, data=body, headers=headers) as reply:
-                text = await reply.content.read(_LONGEST)
+                text = await _whole(reply)
                 if reply.status != 200:
                     log.warning("the coordinator of %s refuses: %s", run_uid, _sentence(text))
                     return None
@@ -89,6 +90,16 @@ class Coordinators:
         except (codec.BadMessage, ProtocolMismatch) as error:
             log.warning("the coordinator of %s is not understood: %s", run_uid, error)
             return None
+
+
+async def _whole(reply: aiohttp.ClientResponse) -> bytes:
+    """The body, which a network delivers in as many pieces as it likes. Raises BadMessage: it is too long."""
+    body = bytearray()
+    async for piece in reply.content.iter_any():
+        body += piece
+        if len(body) > _LONGEST:
+            raise codec.BadMessage(f"it says more than {_LONGEST} bytes")
+    return bytes(body)
 
 
 def _sentence(text: bytes) -> str:

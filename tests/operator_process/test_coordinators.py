@@ -1,0 +1,71 @@
+"""What the operator hears of coordinators, over whatever network."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+
+from aiohttp import web
+
+from everstep_operator.cluster.kubernetes import Tokens
+from everstep_operator.cluster.kubernetes.coordinators import Coordinators
+from everstep_protocol import codec
+from everstep_protocol.messages import PROGRESS, Member, Report, RunState, Workers
+from everstep_protocol.version import HEADER, PROTOCOL_VERSION
+
+TOKENS = Tokens(b"a key of thirty-two secret bytes")
+
+
+def report(nodes: int) -> Report:
+    members = tuple(
+        Member(node, f"agent-{node}", f"pod-{node}", "10.0.0.1", Workers.RUNNING, 1, (), 0.0) for node in range(nodes)
+    )
+    return Report(PROTOCOL_VERSION, RunState.RUNNING, 1, nodes, 0, members=members)
+
+
+@asynccontextmanager
+async def answering(pieces: Sequence[bytes]) -> AsyncIterator[Coordinators]:
+    """A coordinator whose answer is on the network in these pieces."""
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        reply = web.StreamResponse(headers={HEADER: str(PROTOCOL_VERSION)})
+        reply.content_length = sum(map(len, pieces))
+        await reply.prepare(request)
+        with suppress(ConnectionError):
+            for piece in pieces:
+                await reply.write(piece)
+                await asyncio.sleep(0.001)  # or the kernel makes one of two
+        return reply
+
+    app = web.Application()
+    app.router.add_get(PROGRESS, answer)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    coordinators = Coordinators(TOKENS, runner.addresses[0][1])
+    try:
+        yield coordinators
+    finally:
+        await coordinators.close()
+        await runner.cleanup()
+
+
+def test_a_report_that_comes_in_pieces_is_heard_whole() -> None:
+    told = report(nodes=200)
+    body = codec.dumps(told)
+
+    async def story() -> None:
+        async with answering([body[:1_300], body[1_300:]]) as coordinators:
+            assert await coordinators.report("127.0.0.1", "uid") == told
+
+    asyncio.run(story())
+
+
+def test_a_report_that_would_fill_the_memory_is_not_read_to_its_end() -> None:
+    body = codec.dumps(replace(report(nodes=1), message="m" * (17 << 20)))
+
+    async def story() -> None:
+        async with answering([body]) as coordinators:
+            assert await coordinators.report("127.0.0.1", "uid") is None
+
+    asyncio.run(story())
