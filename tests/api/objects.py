@@ -78,6 +78,10 @@ def bad(name: str, object: Object, refused: str, by: str = "schema") -> Case:
     return Case(name, object, refused, by)
 
 
+def over(object: Object, phase: str = "Failed") -> Object:
+    return object | {"status": {"phase": phase}}
+
+
 def change(name: str, before: Object, after: Object, refused: str | None = None) -> Case:
     return Case(name, before, refused, "cel" if refused else "", after)
 
@@ -428,5 +432,16 @@ CASES: tuple[Case, ...] = (
     change("accelerator on the way", run(), cuda(), "accelerator changes only while"),
     change("podTemplate given later", run(), run({"podTemplate": {}}), "podTemplate changes only while"),
     change("checkpoint on the way", saved("s3://b/p"), saved("s3://b/q"), "checkpoint changes only while"),
+    change(
+        "a trainer after a failure", over(run()), run(args=["--lr", "1"]), "the run is over and does not begin again"
+    ),
+    change("suspend after the end", over(run(), "Succeeded"), SUSPENDED, "delete it and create it anew"),
+    change("a resume after the end", over(SUSPENDED, "Succeeded"), run(), "the run is over"),
+    change("a trainer of a suspended run that is over", over(SUSPENDED), run({"suspend": True}, args=["1"]), "is over"),
+    change("numNodes after the end", over(elastic(2, 2, 4)), elastic(4, 2, 4), "the run is over"),
+    change("more restarts after the last", over(run()), run({"failurePolicy": {"maxRestarts": 99}}), "the run is over"),
+    change("a checkpoint after the end", over(run()), saved("s3://b/p"), "the run is over"),
+    change("a TTL after the end", over(run()), run({"ttlSecondsAfterFinished": 9, "cleanPodPolicy": "All"})),
+    change("a trainer that is not over", run() | {"status": {"phase": "Running"}}, run(args=["1"]), "trainer changes"),
     change("checkpoint given later", run(), saved("s3://b/p"), "checkpoint changes only while"),
 )

@@ -207,4 +207,4 @@ def test_readme_changes_the_example_into_one_that_a_cluster_can_run_and_scale() 
     assert run.spec.checkpoint.credentials_secret == "s3"
     (replicas,) = re.findall(r"kubectl scale tr/digits --replicas=(\d+)", readme)
     example["spec"]["numNodes"] = int(replicas)
-    assert refused_changes(run.spec, parse(yaml.safe_dump(example), "digits.yaml").spec) == []
+    assert refused_changes(run, parse(yaml.safe_dump(example), "digits.yaml")) == []

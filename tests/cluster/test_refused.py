@@ -105,9 +105,13 @@ def test_a_script_that_always_fails_ends_the_run_with_its_last_words(start: Star
 
 
 def test_a_command_that_is_not_there_ends_the_run_at_once(start: Start) -> None:
-    status = start(run("no-command", {"command": ["no-such-program"]})).phase("Failed")
+    over = start(run("no-command", {"command": ["no-such-program"]}))
+    status = over.phase("Failed")
     assert status["reason"] == "CommandNotFound"
     assert status["restarts"]["total"] == 0
+    for mended in ({"trainer": {"command": ["true"]}}, {"suspend": True}):
+        with pytest.raises(KubectlFailed, match="the run is over and does not begin again: delete it"):
+            over.patch(**mended)
 
 
 def test_a_pod_template_that_the_api_server_refuses_is_told(start: Start) -> None:

@@ -42,30 +42,7 @@ class StatusModel(Model):
 # --- spec -----------------------------------------------------------------------------------------------------------
 
 
-def _fixed(field: str, alias: str, default: bool = False) -> Transition:
-    """A field that says what pods are: it changes while there are none."""
-    same = f"self.{alias} == oldSelf.{alias}"
-    if not default:
-        same = f"has(self.{alias}) == has(oldSelf.{alias}) && (!has(self.{alias}) || {same})"
-    return Transition(
-        lambda old, new: old.suspend or getattr(old, field) == getattr(new, field),
-        f"oldSelf.suspend || ({same})",
-        f"{alias} changes only while the run is suspended: set suspend to true first, then change it",
-    )
-
-
 _MANAGER = "^[a-z0-9.-]+/[A-Za-z0-9._/-]+$"
-_RESIZED = Transition(
-    lambda old, new: old.suspend or old.num_nodes == new.num_nodes or new.elastic_policy is not None,
-    "oldSelf.suspend || self.numNodes == oldSelf.numNodes || has(self.elasticPolicy)",
-    "numNodes of a running run changes only within its elasticPolicy: set suspend to true first, "
-    "and then change numNodes, or give it an elasticPolicy with minNodes and maxNodes",
-)
-_SAME_MANAGER = Transition(
-    lambda old, new: old.managed_by == new.managed_by,
-    "has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)",
-    "managedBy never changes, or two managers could hold the run at once: delete the run and create it anew",
-)
 
 
 class Spec(Model):
@@ -197,17 +174,6 @@ class Spec(Model):
             "trainer.resources asks for devices, and accelerator.type is cpu, which would not use them: remove them "
             "there, and write accelerator.type: cuda and how many in accelerator.count, or type: tpu",
         ),
-    )
-    TRANSITIONS = (
-        _SAME_MANAGER,
-        _RESIZED,
-        _fixed("elastic_policy", "elasticPolicy"),
-        _fixed("num_proc_per_node", "numProcPerNode", default=True),
-        _fixed("accelerator", "accelerator", default=True),
-        _fixed("trainer", "trainer", default=True),
-        _fixed("pod_template", "podTemplate"),
-        _fixed("checkpoint", "checkpoint"),
-        _fixed("scheduling", "scheduling", default=True),
     )
 
     @property
@@ -405,6 +371,60 @@ class Metadata(Model):
     creation_timestamp: datetime | None = Field(default=None, description="Made by the cluster.")
 
 
+# --- what may change, and when: at the root, where status can be seen; in CEL the run as it was is oldSelf -----------
+
+_OVER = "has(oldSelf.status) && has(oldSelf.status.phase) && oldSelf.status.phase in ['Succeeded', 'Failed']"
+#: Of a run that is over, what still acts; managedBy has a rule of its own.
+_ACTIVE_AFTER_THE_END = {"ttl_seconds_after_finished", "clean_pod_policy", "managed_by"}
+_IDLE_AFTER_THE_END = [field for field in Spec.model_fields if field not in _ACTIVE_AFTER_THE_END]
+
+
+def _over(run: "TrainingRun") -> bool:
+    return run.status.phase is not None and run.status.phase.over
+
+
+def _same(field: str) -> str:
+    info = Spec.model_fields[field]
+    new, old = f"self.spec.{info.alias}", f"oldSelf.spec.{info.alias}"
+    if info.is_required() or info.default is not None:
+        return f"{new} == {old}"
+    return f"has({new}) == has({old}) && (!has({new}) || {new} == {old})"
+
+
+def _fixed(field: str) -> Transition:
+    """A field that says what pods are: it changes while there are none."""
+    return Transition(
+        lambda old, new: _over(old) or old.spec.suspend or getattr(old.spec, field) == getattr(new.spec, field),
+        f"({_OVER}) || oldSelf.spec.suspend || ({_same(field)})",
+        f"{Spec.model_fields[field].alias} changes only while the run is suspended: "
+        "set suspend to true first, then change it",
+    )
+
+
+_ENDED = Transition(
+    lambda old, new: not _over(old) or all(getattr(old.spec, f) == getattr(new.spec, f) for f in _IDLE_AFTER_THE_END),
+    f"!({_OVER}) || ({' && '.join(f'({_same(field)})' for field in _IDLE_AFTER_THE_END)})",
+    "the run is over and does not begin again: delete it and create it anew (kubectl replace --force -f does both), "
+    "and it goes on from the last checkpoint in its checkpoint.uri",
+)
+_RESIZED = Transition(
+    lambda old, new: (
+        _over(old)
+        or old.spec.suspend
+        or old.spec.num_nodes == new.spec.num_nodes
+        or new.spec.elastic_policy is not None
+    ),
+    f"({_OVER}) || oldSelf.spec.suspend || {_same('num_nodes')} || has(self.spec.elasticPolicy)",
+    "numNodes of a running run changes only within its elasticPolicy: set suspend to true first, "
+    "and then change numNodes, or give it an elasticPolicy with minNodes and maxNodes",
+)
+_SAME_MANAGER = Transition(
+    lambda old, new: old.spec.managed_by == new.spec.managed_by,
+    _same("managed_by"),
+    "managedBy never changes, or two managers could hold the run at once: delete the run and create it anew",
+)
+
+
 _LABEL = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 
 
@@ -433,12 +453,24 @@ class TrainingRun(Model):
             "use a-z, 0-9 and -, with a letter or digit at both ends",
         ),
     )
+    TRANSITIONS = (
+        _SAME_MANAGER,
+        _ENDED,
+        _RESIZED,
+        _fixed("elastic_policy"),
+        _fixed("num_proc_per_node"),
+        _fixed("accelerator"),
+        _fixed("trainer"),
+        _fixed("pod_template"),
+        _fixed("checkpoint"),
+        _fixed("scheduling"),
+    )
 
     def to_object(self) -> dict[str, Any]:
         """The JSON object, without fields that are not set."""
         return self.model_dump(mode="json", exclude_none=True)
 
 
-def refused_changes(old: Spec, new: Spec) -> list[str]:
-    """Sentences about changes that a living run does not allow; empty if all of them are fine."""
+def refused_changes(old: TrainingRun, new: TrainingRun) -> list[str]:
+    """Sentences about changes of spec that the run as it was does not allow; empty if all of them are fine."""
     return [rule.message for rule in new.TRANSITIONS if not rule.holds(old, new)]

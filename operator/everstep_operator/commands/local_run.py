@@ -122,7 +122,7 @@ def _take_over(kept: TrainingRun, manifest: TrainingRun, state: StateFolder, out
     """A run that is not over: with its processes, or without."""
     alive = _living(state)
     if manifest.spec != kept.spec:
-        refused = refused_changes(kept.spec, manifest.spec) if alive else []
+        refused = refused_changes(kept, manifest) if alive else []
         if refused:
             raise Refused(
                 f"the manifest has changed, and {_name(kept)} is running ({len(alive)} pods): "
