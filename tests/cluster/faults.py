@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import pytest
+
 from tests.cluster.kube import KubectlFailed, kubectl
 
 
@@ -31,6 +33,10 @@ class Faults(Protocol):
         ...
 
     def heal(self, node: str) -> None: ...
+
+    def devices(self, node: str, well: bool) -> None:
+        """All (fake) accelerators of the node fall ill, or are well again."""
+        ...
 
     def stop_apiserver(self) -> None: ...
 
@@ -68,6 +74,9 @@ class Namespaces:
 
     def heal(self, node: str) -> None:
         self._call("node", "heal", node)
+
+    def devices(self, node: str, well: bool) -> None:
+        self._call("node", "unhealthy-gpus", node, "none" if well else "all")
 
     def stop_apiserver(self) -> None:
         self._call("apiserver", "stop")
@@ -107,6 +116,9 @@ class Kind:
 
     def heal(self, node: str) -> None:
         self._docker("network", "connect", "kind", node)
+
+    def devices(self, node: str, well: bool) -> None:
+        pytest.skip("nodes of kind have no devices")
 
     def stop_apiserver(self) -> None:
         self._docker("exec", self.CONTROL_PLANE, "mv", self.MANIFEST, "/etc/kubernetes/")

@@ -418,3 +418,29 @@ def test_what_the_store_holds_is_what_the_status_says(start: Start) -> None:
     assert store.content(f"{run.prefix}rank0.json").strip() == "40"
     with pytest.raises(KubectlFailed):
         store.content(f"{run.prefix}rank1.json")
+
+
+@pytest.mark.serial
+def test_devices_that_fall_ill(start: Start, faults: Faults) -> None:
+    """Kubernetes offers them to nobody; the run says so, and begins as soon as enough of them are well."""
+    nodes = [n["metadata"]["name"] for n in listed("nodes", "default") if "nvidia.com/gpu" in n["status"]["capacity"]]
+    if not nodes:
+        pytest.skip("no node offers nvidia.com/gpu; a device plugin without devices will do")
+    for node in nodes:
+        faults.devices(node, well=False)
+    try:
+        until("no device is offered", lambda: not any(gpus(node) for node in nodes))
+        wants = start(tiny("ill-devices", "--steps", 10, accelerator={"type": "cuda", "count": 2}))
+        until("the run says what it lacks", lambda: "nvidia.com/gpu" in wants.status.get("message", ""))
+        assert (wants.status["phase"], wants.status["reason"]) == ("Pending", "Unschedulable")
+    finally:
+        for node in nodes:
+            faults.devices(node, well=True)
+    assert wants.phase("Succeeded")["restarts"]["total"] == 0
+
+
+def gpus(node: str) -> int:
+    """How many devices it offers."""
+    found = get("node", node)
+    assert found is not None
+    return int(found["status"]["allocatable"].get("nvidia.com/gpu", 0))

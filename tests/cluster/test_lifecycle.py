@@ -1,14 +1,18 @@
 """What people do with a run from its beginning to its end."""
 
+import json
 import os
+import re
+import secrets
 import time
 from collections.abc import Callable
 
 import pytest
+import yaml
 
 from everstep_protocol import labels
 from tests.cluster import store
-from tests.cluster.conftest import CHART, RELEASE, ROOT, SYSTEM
+from tests.cluster.conftest import CHART, IMAGES, RELEASE, ROOT, SYSTEM
 from tests.cluster.kube import Object, apply, get, kubectl, listed, until
 from tests.cluster.runs import GONE, Run, tiny
 
@@ -106,15 +110,21 @@ def test_delete_while_training_saves_first_and_leaves_nothing(start: Start) -> N
 
 
 @pytest.mark.serial
-def test_delete_of_the_namespace_while_no_operator_runs(start: Start) -> None:
-    """No finalizer of ours holds it, and the grace checkpoint needs no operator."""
-    run = start(tiny("gone", "--steps", 5000, "--pause", 0.1, *ONLY_WHEN_ASKED, nodes=2, namespace=GONE))
+def test_deletes_while_no_operator_runs(start: Start) -> None:
+    """Of a run and of a namespace: no finalizer of ours holds them, and the grace checkpoint needs no operator."""
+    long = ("--steps", 5000, "--pause", 0.1, *ONLY_WHEN_ASKED)
+    alone = start(tiny("nobody-looks", *long))
+    run = start(tiny("gone", *long, nodes=2, namespace=GONE))
+    alone.reaches(7)
     run.reaches(7)
     kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=0")
     try:
         selector = "app.kubernetes.io/name=everstep"
         until("no operator runs", lambda: not listed("pods", SYSTEM, selector), 60)
+        alone.delete("--wait=false")
         kubectl("delete", "namespace", GONE, "--wait=false")
+        until("the run's pods are gone", lambda: not alone.pods(), 60)
+        assert saved_step(alone) >= 7
         until("the namespace is gone", lambda: get("namespace", GONE) is None, 60)
         kept = saved_step(run)
         assert kept == saved_step(run, 1)
@@ -122,6 +132,23 @@ def test_delete_of_the_namespace_while_no_operator_runs(start: Start) -> None:
     finally:
         kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=2")
         kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=90s")
+
+
+def test_a_running_run_as_its_people_see_it(start: Start) -> None:
+    """Its Events, each once; its coordinator apart from its workers; workers find each other by name."""
+    run = start(tiny("seen", "--steps", 5000, "--pause", 0.1, nodes=2))
+    run.reaches(5)
+    about = f"involvedObject.uid={run.uid}"
+    events = json.loads(kubectl("get", "events", "-n", run.namespace, "--field-selector", about, "-o", "json"))["items"]
+    told = [(event["reason"], event["message"]) for event in events]
+    assert told, "kubectl describe has something to say"
+    assert len(set(told)) == len(told), "each is told once"
+    workers = run.pods()
+    (coordinator,) = run.pods(labels.COORDINATOR)
+    assert coordinator["spec"]["nodeName"] not in {pod["spec"]["nodeName"] for pod in workers}
+    name, service = workers[1]["spec"]["hostname"], workers[1]["spec"]["subdomain"]
+    there = run.execute(workers[0], f"import socket; print(socket.gethostbyname('{name}.{service}'))")
+    assert there.strip() == workers[1]["status"]["podIP"]
 
 
 def test_the_deadline_saves_and_fails_the_run(start: Start) -> None:
@@ -195,3 +222,26 @@ def test_uninstall_leaves_runs_alive_and_a_new_install_adopts_them(start: Start,
     assert status["phase"] == "Succeeded", run.picture()
     assert status["restarts"]["total"] == 0
     assert len(run.pods()) == 1
+
+
+@pytest.mark.serial
+def test_install_by_plain_kubectl(start: Start) -> None:
+    """As the README says, but for the CRD, which is the release's here."""
+    system = "everstep-system"
+    text = (ROOT / "deploy" / "everstep.yaml").read_text()
+    for name, variable in zip(("operator", "runtime"), IMAGES, strict=False):
+        text = re.sub(rf"registry\.invalid/everstep/{name}:[\w.]+", os.environ[variable], text)
+    objects = [o for o in yaml.safe_load_all(text) if o and o["kind"] != "CustomResourceDefinition"]
+    kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=0")
+    try:
+        until("no operator runs", lambda: not listed("pods", SYSTEM, "app.kubernetes.io/name=everstep"), 60)
+        apply(*(o for o in objects if o["kind"] == "Namespace"), arguments=("--server-side",))
+        key = f"--from-literal=key={secrets.token_hex(32)}"
+        kubectl("create", "secret", "generic", "everstep-token-key", "-n", system, key)
+        apply(*objects, arguments=("--server-side",))
+        kubectl("rollout", "status", "deployment/everstep", "-n", system, "--timeout=90s")
+        assert start(tiny("plain", "--steps", 10)).phase("Succeeded")["progress"]["step"] == 10
+    finally:
+        kubectl("delete", "-f", "-", "--ignore-not-found", stdin=yaml.safe_dump_all(reversed(objects)))
+        kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=2")
+        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=90s")

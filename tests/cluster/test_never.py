@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from everstep_protocol import labels
-from tests.cluster.conftest import RELEASE, ROOT, SYSTEM
+from tests.cluster.conftest import RELEASE, SYSTEM
 from tests.cluster.faults import Faults, live_ranks
 from tests.cluster.kube import Object, apply, kubectl, until, watching
 from tests.cluster.runs import NAMESPACE, SESSION, Run, run, tiny
@@ -95,39 +95,56 @@ def test_deletes_that_end_in_a_retry_limit(start: Start) -> None:
     assert (status["phase"], status["restarts"]["total"]) == ("Running", 0)
 
 
+#: The name of a webhook, and the label of the pods that it is asked about.
+MARK = f"broken-{SESSION}"
+
+
 @pytest.fixture
-def webhook_that_is_down(the_store: None) -> Iterator[str]:
-    """Somebody's admission webhook for pods with a label, and nobody answers it; the label's value."""
-    mark = f"broken-{SESSION}"
+def webhook_that_is_down(the_store: None) -> Iterator[Callable[[], None]]:
+    """From the call on, somebody's admission webhook for pods with a label is there, and nobody answers it."""
     webhook = {
         "name": "broken.everstep.test",
         "clientConfig": {"service": {"name": "nobody", "namespace": NAMESPACE}},
         "rules": [{"apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"]}],
-        "objectSelector": {"matchLabels": {"everstep-test": mark}},
+        "objectSelector": {"matchLabels": {"everstep-test": MARK}},
         "failurePolicy": "Fail",
         "sideEffects": "None",
         "admissionReviewVersions": ["v1"],
         "timeoutSeconds": 1,
     }
     kind = {"apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration"}
-    apply(kind | {"metadata": {"name": mark}, "webhooks": [webhook]})
-    yield mark
-    kubectl("delete", "validatingwebhookconfiguration", mark, "--ignore-not-found")
+    yield lambda: apply(kind | {"metadata": {"name": MARK}, "webhooks": [webhook]})
+    kubectl("delete", "validatingwebhookconfiguration", MARK, "--ignore-not-found")
 
 
-def test_pods_that_wait_for_a_webhook_in_silence(start: Start, webhook_that_is_down: str) -> None:
-    template = {"metadata": {"labels": {"everstep-test": webhook_that_is_down}}}
+def test_pods_that_wait_for_a_webhook_in_silence(start: Start, webhook_that_is_down: Callable[[], None]) -> None:
+    webhook_that_is_down()
+    template = {"metadata": {"labels": {"everstep-test": MARK}}}
     held = start(tiny("webhook", "--steps", 10, podTemplate=template))
     until("the webhook is named in the status", lambda: "broken.everstep.test" in held.status.get("message", ""))
     assert held.status["phase"] == "Pending"
-    kubectl("delete", "validatingwebhookconfiguration", webhook_that_is_down)
+    kubectl("delete", "validatingwebhookconfiguration", MARK)
     assert held.phase("Succeeded")["restarts"]["total"] == 0
+
+
+def test_pods_that_cannot_be_replaced_while_a_webhook_is_down(
+    start: Start, webhook_that_is_down: Callable[[], None]
+) -> None:
+    """Training that runs is told of what it lacks, and has it as soon as the webhook lets it."""
+    template = {"metadata": {"labels": {"everstep-test": MARK}}}
+    held = start(tiny("webhook-later", "--steps", 5000, "--pause", 0.1, nodes=2, podTemplate=template))
+    held.reaches(5)
+    webhook_that_is_down()
+    kubectl("delete", "pod", held.pod(1)["metadata"]["name"], "-n", held.namespace, "--wait=false")
+    until("the webhook is named in the status", lambda: "broken.everstep.test" in held.status.get("message", ""), 90)
+    kubectl("delete", "validatingwebhookconfiguration", MARK)
+    status = held.reaches(held.step + 20)
+    assert (status["phase"], status["restarts"]["total"]) == ("Running", 0)
 
 
 def test_a_webhook_of_our_own(helm: Callable[..., str]) -> None:
     """One that is away would hold back everybody's pods: the chart has none."""
-    chart = (str(ROOT / "charts" / "everstep"), "--set", "image.repository=registry.example/everstep/operator")
-    text = helm("template", RELEASE, *chart, "--namespace", SYSTEM)
+    text = helm("get", "manifest", RELEASE, "-n", SYSTEM)
     kinds = {document["kind"] for document in yaml.safe_load_all(text) if document}
     assert "Deployment" in kinds
     assert not [kind for kind in kinds if "Webhook" in kind]

@@ -61,7 +61,8 @@ def test_the_role_of_the_chart_is_what_the_operator_asked_for(
     values = yaml.safe_load(helm("get", "values", RELEASE, "-n", SYSTEM, "-o", "yaml"))
     scope = values.get("namespaces", [])
     settings = [f"namespaces[{i}]={name}" for i, name in enumerate(scope)]
-    settings += ["aggregateRoles=false", f"image.repository={values['image']['repository']}"]
+    settings += [f"{image}.repository={values[image]['repository']}" for image in ("image", "runtimeImage")]
+    settings.append("aggregateRoles=false")
     chart = str(ROOT / "charts" / "everstep")
     text = helm("template", RELEASE, chart, "-n", SYSTEM, *(word for s in settings for word in ("--set", s)))
     role = granted([o for o in yaml.safe_load_all(text) if o])
