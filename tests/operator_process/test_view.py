@@ -1,7 +1,9 @@
 """The view of pods: whatever comes late, in any order, it never goes back in time, and in the end it is right."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -90,6 +92,25 @@ def test_only_news_is_told() -> None:
     assert told == [KEY, KEY]
 
 
+def test_a_pod_that_ended_while_a_list_was_on_its_way_stays_gone() -> None:
+    view = PodView()
+    view.listed([seen("a", 10, "Running")], 10)
+    asked = [seen("a", 10, "Running")], 11
+    view.changed("DELETED", seen("a", 12, "Running"), 12)
+    view.listed(*asked)
+    assert phases(view) == {}, "by who takes over"
+    view.listed_run(RUN, *asked)
+    assert phases(view) == {}, "by who is in doubt"
+
+
+def test_a_creation_whose_answer_comes_after_the_end_of_the_pod_is_over() -> None:
+    view = PodView()
+    view.changed("ADDED", seen("a", 10), 10)
+    view.changed("DELETED", seen("a", 11), 11)
+    view.wrote(seen("a", 10))
+    assert phases(view) == {}
+
+
 @dataclass
 class Store:
     """What an API server has, and the history that a watch tells late."""
@@ -109,15 +130,19 @@ class Store:
         self.history.append((type, item, self.version))
         return item
 
+    def now(self) -> tuple[list[Seen], int]:
+        return list(self.pods.values()), self.version
 
-OURS = st.sampled_from(["create", "remove", "list"])
-OTHERS = st.sampled_from(["change", "vanish", "watch", "watch", "watch", "relist"])
+
+OURS = st.sampled_from(["create", "remove", "list", "create asked", "remove asked", "list asked", "all asked"])
+OTHERS = st.sampled_from(["change", "vanish", "watch", "watch", "watch", "relist", "answered", "answered"])
 
 
-@settings(max_examples=400)
+@settings(max_examples=600)
 @given(st.lists(st.tuples(st.one_of(OURS, OTHERS), st.integers(0, 3)), max_size=60))
 def test_in_any_order_of_words_the_view_is_never_older_than_what_it_was(steps: list[tuple[str, int]]) -> None:
     store, view, born = Store(), PodView(), 0
+    answers: list[Callable[[], None]] = []  # on their way: of the moment in which they were asked
     best: dict[str, int] = {}  # newest version of each pod that the view has shown
     buried: set[str] = set()  # pods whose end the view has seen
     for step, which in steps:
@@ -131,8 +156,20 @@ def test_in_any_order_of_words_the_view_is_never_older_than_what_it_was(steps: l
                 store.write("DELETED", victim)
                 view.removed(RUN, victim)
             case "list":
-                view.listed_run(RUN, list(store.pods.values()), store.version)
+                view.listed_run(RUN, *store.now())
                 assert phases(view) == {uid: item.pod.phase for uid, item in store.pods.items()}
+            case "create asked":
+                born += 1
+                answers.append(partial(view.wrote, store.write("ADDED", f"p{born}")))
+            case "remove asked" if victim is not None:
+                store.write("DELETED", victim)
+                answers.append(partial(view.removed, RUN, victim))
+            case "list asked":
+                answers.append(partial(view.listed_run, RUN, *store.now()))
+            case "all asked":  # by who takes over, while the watch goes on
+                answers.append(partial(view.listed, *store.now()))
+            case "answered" if answers:
+                answers.pop(which % len(answers))()
             case "change" if victim is not None:
                 store.write("MODIFIED", victim, "Running")
             case "vanish" if victim is not None:
@@ -142,7 +179,7 @@ def test_in_any_order_of_words_the_view_is_never_older_than_what_it_was(steps: l
                 store.told += 1
                 view.changed(type, item, version)
             case "relist":
-                view.listed(list(store.pods.values()), store.version)
+                view.listed(*store.now())
                 store.told = len(store.history)
         shown = {item.pod.uid: item.version for item in view.of(RUN)}
         assert not buried & shown.keys(), "a pod came back from the dead"
@@ -151,6 +188,8 @@ def test_in_any_order_of_words_the_view_is_never_older_than_what_it_was(steps: l
         best |= shown
     for type, item, version in store.history[store.told :]:
         view.changed(type, item, version)
+    for answer in answers:
+        answer()
     assert phases(view) == {uid: item.pod.phase for uid, item in store.pods.items()}
 
 

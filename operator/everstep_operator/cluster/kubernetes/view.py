@@ -23,8 +23,11 @@ class PodView:
     def __init__(self, told: Callable[[RunKey], None] = lambda key: None) -> None:
         self._told = told
         self._pods: dict[str, dict[str, Seen]] = {}  # run uid: pod uid: pod
-        self._gone: set[str] = set()  # uids of pods of which we know, and the watch does not yet, that they are gone
-        self._as_of: dict[str, int] = {}  # run uid: version of the newest list; what it did not hold had ended by then
+        # uid of a pod of which we know, and the watch does not yet, that it is gone: version in which it was seen last
+        self._gone: dict[str, int] = {}
+        # run uid, "" for all runs: version up to which a list or the watch has told everything. A pod that is not here
+        # although it is older has ended by then, whatever an answer says that was given earlier and comes later.
+        self._as_of: dict[str, int] = {}
         self._unsure: set[str] = set()  # uids of runs for which a request ended without an answer
 
     def of(self, run_uid: str) -> list[Seen]:
@@ -49,50 +52,51 @@ class PodView:
             if now != before:
                 for key in {pod.run for pod in (*before.values(), *now.values())}:
                     self._told(key)
-        self._gone &= {item.pod.uid for item in items}
-        newer = {uid: as_of for uid, as_of in self._as_of.items() if as_of > version}
-        self._as_of = {"": version} | newer  # "": of all runs
+        there = {item.pod.uid for item in items}
+        self._gone = {uid: last for uid, last in self._gone.items() if uid in there or last > version}
+        self._told_up_to(version)
+        self._as_of = {uid: as_of for uid, as_of in self._as_of.items() if uid == "" or as_of > self._as_of[""]}
 
     def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
         """All pods of one run."""
         before = self._pods.get(run_uid, {})
-        ours = [item for item in items if item.pod.run_uid == run_uid]
-        now = {item.pod.uid: item for item in ours if item.pod.uid not in self._gone}
-        for uid, pod in before.items():
-            if uid in now:
-                now[uid] = max(now[uid], pod, key=lambda s: s.version)
-            elif pod.version > version:
-                now[uid] = pod  # created by us since
+        now = {uid: pod for uid, pod in before.items() if pod.version > version}  # created since
+        for item in items:
+            if item.pod.run_uid == run_uid:
+                known = before.get(item.pod.uid)
+                if self._is_news(item, before):
+                    now[item.pod.uid] = item
+                elif known is not None:
+                    now[item.pod.uid] = known
         self._unsure.discard(run_uid)
         self._as_of[run_uid] = max(version, self._as_of.get(run_uid, 0))
         self._put(run_uid, now)
 
     def changed(self, type: str, item: Seen, version: int) -> None:
         uid, run_uid = item.pod.uid, item.pod.run_uid
-        if not run_uid:
-            return
-        pods = self._pods.setdefault(run_uid, {})
+        pods = self._pods.get(run_uid, {})
+        news = run_uid != "" and (uid in pods if type == "DELETED" else self._is_news(item, pods))
+        self._told_up_to(version)
         if type == "DELETED":
-            self._gone.discard(uid)
-            known = pods.pop(uid, None)
-            self._put(run_uid, pods)
-            if known is not None:
-                self._told(item.run)
-        elif self._is_news(item, pods):
+            self._gone.pop(uid, None)
+            pods.pop(uid, None)
+        elif news:
             pods[uid] = item
+        self._put(run_uid, pods)
+        if news:
             self._told(item.run)
 
     # From answers to our own requests.
 
     def wrote(self, item: Seen) -> None:
-        pods = self._pods.setdefault(item.pod.run_uid, {})
+        pods = self._pods.get(item.pod.run_uid, {})
         if self._is_news(item, pods):
-            pods[item.pod.uid] = item
+            self._put(item.pod.run_uid, pods | {item.pod.uid: item})
 
     def removed(self, run_uid: str, uid: str) -> None:
         pods = self._pods.get(run_uid, {})
-        if pods.pop(uid, None) is not None:
-            self._gone.add(uid)  # until the watch says so, too
+        if (known := pods.pop(uid, None)) is not None:
+            self._gone[uid] = known.version  # until the watch says so, too
         self._put(run_uid, pods)
 
     # Doubt.
@@ -111,6 +115,9 @@ class PodView:
         if known is not None:
             return known.version < item.version
         return item.version > max(self._as_of.get(item.pod.run_uid, 0), self._as_of.get("", 0))
+
+    def _told_up_to(self, version: int) -> None:
+        self._as_of[""] = max(version, self._as_of.get("", 0))
 
     def _put(self, run_uid: str, pods: dict[str, Seen]) -> None:
         if pods:
