@@ -243,10 +243,10 @@ def test_who_takes_over_reads_the_nodes_as_they_are_now(world: World) -> None:
     async def story() -> None:
         async with world.connect() as cluster:
             world.api.deaf = True  # it was stopped, and its watch is dead
-            node["spec"] = {"unschedulable": True}
+            node["status"]["conditions"][0]["status"] = "Unknown"
             world.cluster.do(world.api.put("nodes", node))
             await cluster.take_over()
-            assert [pod.machine_cordoned for pod in await cluster.list_pods(world.run)] == [True]
+            assert all(pod.machine_lost_since is not None for pod in await cluster.list_pods(world.run))
 
     asyncio.run(story())
 

@@ -219,10 +219,6 @@ class World:
             self.pods[name] = replace(self.pods[name], machine_lost_since=None)
         self.dead_machines.clear()
 
-    def machine_is_cordoned(self, index: int) -> None:
-        if (pod := self.some(index, "Running")) is not None:
-            self.pods[pod.name] = replace(pod, machine_cordoned=True)
-
     def cluster_refuses(self, index: int) -> None:
         self.refuses = index % 2 == 0
 
@@ -289,7 +285,6 @@ class World:
         self.cluster_notices(0)
         for _ in list(self.pods):
             self.terminating_pod_goes(0)
-        self.pods = {name: replace(pod, machine_cordoned=False) for name, pod in self.pods.items()}
         for pending in range(8):
             self.pod_starts(pending)
         self.coordinator_starts(0)
@@ -307,7 +302,7 @@ class World:
         *(pod_starts, coordinator_starts, coordinator_dies, coordinator_falls_silent, round_forms, step_ends),
         *(rank_fails, pod_dies, coordinator_misses_a_member, pod_is_evicted, pod_vanishes, terminating_pod_goes),
         *(stop_is_reached, training_ends, worker_leaves, suspended, resumed, time_passes),
-        *(machine_dies, machine_dies, cluster_notices, kubelet_dies, machines_come_back, machine_is_cordoned),
+        *(machine_dies, machine_dies, cluster_notices, kubelet_dies, machines_come_back),
         *(cluster_refuses, scaled),
         *(kind_turn, kind_turn, kind_turn),  # so that histories get far
     )

@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from everstep_operator.api.trainingrun import TrainingRun
 from everstep_protocol import codec
 from everstep_protocol.messages import Intent, RunState, StopCause
@@ -91,20 +89,15 @@ def test_move_that_is_never_reached_ends_with_sigterm() -> None:
     assert late.status.phase == "Restarting"
 
 
-@pytest.mark.parametrize("state", [RunState.STARTING, RunState.RUNNING])
-def test_pod_of_a_cordoned_node_is_told_to_leave_and_no_other(state: RunState) -> None:
-    """By a SIGTERM: its launcher has all others save with it."""
-    pods = [pod(None, machine="gpu-1", machine_cordoned=True), pod(0), pod(1, machine="gpu-1", machine_cordoned=True)]
-    asked = plan(running(), pods, report(state), 50)
-    assert (deleted(asked), created(asked), told(asked)) == (["run-1-1"], [], [])
-    going = [pods[0], pod(0), replace(pods[2], terminating=True, gone_by=at(80))]
-    assert plan(then(running(), asked), going, report(RunState.STOPPING, stop=StopCause.PREEMPTION), 51).actions == ()
-
-
-@pytest.mark.parametrize("state", [RunState.WAITING, RunState.RESTARTING, RunState.STOPPING])
-def test_where_nothing_trains_a_drain_needs_no_help(state: RunState) -> None:
-    pods = [pod(None), pod(0), pod(1, machine_cordoned=True)]
-    assert deleted(plan(running(), pods, report(state), 50)) == []
+def test_a_pod_that_is_evicted_saves_and_is_replaced_and_not_counted() -> None:
+    """A drain: first it terminates, then it is gone, and no other is touched."""
+    evicted = pod(1, disrupted=True)
+    saving = report(RunState.STOPPING, stop=StopCause.PREEMPTION)
+    going = plan(running(), [pod(None), pod(0), replace(evicted, terminating=True, gone_by=at(80))], saving, 50)
+    assert going.actions == ()
+    gone = [pod(None), pod(0), replace(evicted, phase="Failed", exit_code=143)]
+    left = plan(then(running(), going), gone, report(RunState.WAITING), 55)
+    assert (created_places(left), left.status.restarts.total) == ([(1, 2)], 0)
 
 
 def test_pod_that_had_to_leave_is_the_only_one_that_is_replaced() -> None:

@@ -54,7 +54,6 @@ class Pod:
     # Since when that Node's Ready condition has not been True; None: it is ready, or nobody may look (namespaced mode).
     # A Node that does not exist: since that was first known.
     machine_lost_since: datetime | None = None
-    machine_cordoned: bool = False  # spec.unschedulable: somebody is about to drain it
 
     @property
     def finished(self) -> bool:

@@ -138,7 +138,7 @@ def _keep_up(run: TrainingRun, status: Status, observed: Observed, now: datetime
     due = [deadline.deadline(run, status), waiting.startup_deadline(run, status), waiting.certain_at(status)]
     earliest = replace_after(run, status)
     stale = [pod for pod in pods.workers(observed) if (pod.node or 0) >= run.spec.num_nodes and not pod.terminating]
-    actions += [pods.delete(pod) for pod in (*stale, *_drained(observed))]
+    actions += [pods.delete(pod) for pod in stale]
     places = pods.by_place(observed)
     for node in (None, *range(run.spec.num_nodes)):
         there = places.get(node, [])
@@ -193,13 +193,6 @@ def _fill(
         spec = pods.worker(run, node, attempt, excluded_nodes(status))
     gone = [pods.delete(pod) for pod in there if not pod.terminating]
     return _Place(status, (*gone, CreatePod(spec)))
-
-
-def _drained(observed: Observed) -> list[Pod]:
-    """Workers whose node is about to be drained. A SIGTERM makes them save, all others with them, and leave alone."""
-    if not (_is(observed, RunState.STARTING) or _is(observed, RunState.RUNNING)):
-        return []  # it has nothing to save, or is about to stop; the drain does the rest
-    return [pod for pod in pods.running_workers(observed) if pod.machine_cordoned]
 
 
 def _must_repeat(observed: Observed) -> bool:

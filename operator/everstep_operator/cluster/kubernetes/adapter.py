@@ -336,7 +336,7 @@ class KubernetesCluster:
         found = self._machines.get(pod.machine)
         if found is None:
             return replace(pod, machine_lost_since=self._machines.missed_since(pod.machine))
-        return replace(pod, machine_lost_since=found.lost_since, machine_cordoned=found.cordoned)
+        return replace(pod, machine_lost_since=found.lost_since)
 
     # What pods need beside themselves.
 

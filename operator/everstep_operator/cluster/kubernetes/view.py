@@ -132,21 +132,20 @@ class Machine:
 
     name: str
     lost_since: datetime | None
-    cordoned: bool
 
 
 def machine(item: dict[str, Any]) -> Machine:
-    metadata, spec, status = item["metadata"], item.get("spec") or {}, item.get("status") or {}
+    metadata, status = item["metadata"], item.get("status") or {}
     ready = next((c for c in status.get("conditions") or [] if c["type"] == "Ready"), None)
     if ready is None:
         lost: str | None = metadata["creationTimestamp"]
     else:
         lost = None if ready["status"] == "True" else ready.get("lastTransitionTime") or metadata["creationTimestamp"]
-    return Machine(metadata["name"], None if lost is None else time(lost), bool(spec.get("unschedulable")))
+    return Machine(metadata["name"], None if lost is None else time(lost))
 
 
 class MachineView:
-    """Nodes by name. `told` hears the names of those that were lost, found, cordoned or uncordoned."""
+    """Nodes by name. `told` hears the names of those that were lost or found."""
 
     def __init__(self, told: Callable[[str], None] = lambda name: None) -> None:
         self._told = told
