@@ -4,11 +4,14 @@ import asyncio
 import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from everstep_operator.cluster.kubernetes.adapter import SURE_SECONDS
 from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
+from everstep_operator.cluster.kubernetes.pods import Seen
+from everstep_operator.cluster.kubernetes.view import PodView
 from everstep_operator.cluster.port import (
     AlreadyExists,
     ClusterError,
@@ -310,18 +313,26 @@ def test_a_watch_whose_past_is_gone_lists_again(world: World) -> None:
     asyncio.run(story())
 
 
-def test_a_watch_that_breaks_goes_on_from_where_it_was(world: World) -> None:
+def test_a_watch_that_breaks_goes_on_from_where_it_was(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists_heard: list[int] = []
+
+    def listed(view: PodView, items: list[Seen], version: int, heard: Any = PodView.listed) -> None:
+        lists_heard.append(version)
+        heard(view, items, version)
+
+    monkeypatch.setattr(PodView, "listed", listed)
+
     async def story() -> None:
         async with world.connect() as cluster:
             lists = world.api.requests_made.count(("GET", "pods"))
-            world.fail("GET", "pods", None)  # the next watch; nothing was listed but once
+            world.fail("GET", "pods", None)  # the next watch
             world.cluster.do(_end_watches(world))
             pod = world.cluster.create("pods", _pod(world))
             view = cluster._pods[""]
             await until(lambda: pod["metadata"]["uid"] in {seen.pod.uid for seen in view.of(world.run.metadata.uid)})
             asked = [method for method, path in world.api.requests_made[lists:] if (method, path) == ("GET", "pods")]
             assert len(asked) >= 2, "it broke and was opened again"
-            assert view._as_of[""] < int(pod["metadata"]["resourceVersion"]), "without a list"
+            assert len(lists_heard) == 1, "and nothing was listed but once, at the start"
 
     asyncio.run(story())
 
