@@ -18,11 +18,22 @@ Start = Callable[[Object], Run]
 
 
 def test_a_bad_image_fails_fast_and_says_so(start: Start) -> None:
+    """The name alone is bad: what a registry that nobody reaches would say, no test can know."""
     manifest = tiny("bad-image", "--steps", 5)
-    manifest["spec"]["trainer"]["image"] = "registry.invalid/nobody/nothing:1"
+    manifest["spec"]["trainer"]["image"] = "registry.invalid/Nobody/Nothing:1"
     status = start(manifest).phase("Failed", seconds=120)
-    assert "registry.invalid/nobody/nothing:1" in status["message"]
-    assert "mage" in status["reason"] or "mage" in status["message"]
+    assert status["reason"] == "ImagePull"
+    assert "registry.invalid/Nobody/Nothing:1" in status["message"]
+
+
+def test_a_registry_out_of_reach_is_waited_for_until_the_startup_deadline(start: Start) -> None:
+    """A node without DNS, or without a way out, may have them in a minute."""
+    manifest = tiny("no-registry", "--steps", 5, failurePolicy={"startup": {"deadlineSeconds": 50}})
+    manifest["spec"]["trainer"]["image"] = "192.0.2.1:5000/nobody/nothing:1"  # an address that belongs to nobody
+    status = start(manifest).phase("Failed", seconds=120)
+    assert status["reason"] == "StartupDeadlineExceeded"
+    assert "ImagePull" in status["message"]
+    assert "192.0.2.1:5000/nobody/nothing:1" in status["message"]
 
 
 def test_a_secret_that_is_not_there_fails_fast_and_is_named(start: Start) -> None:

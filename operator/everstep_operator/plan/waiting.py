@@ -21,7 +21,6 @@ NODE_NOT_READY = "NodeNotReady"
 
 #: An image that is not there and a Secret that is not there stay so. The kubelet has tried three times by then.
 CONFIRMED_SECONDS = 30.0
-_HOPELESS = (CONFIG, IMAGE_PULL)
 #: A coordinator that cannot live: its image, its limits or its arguments are wrong, on whatever node it is tried.
 COORDINATOR_SECONDS = 300.0
 
@@ -34,12 +33,15 @@ _STORAGE_WORDS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolum
 _MISSING = re.compile(
     r"(secret|configmap)s? \"[^\"]*\" not found|non-existent (secret|config) key|couldn't find key", re.I
 )
-#: What a registry, or the way to it, says when it is away for a while.
-_AWAY = re.compile(
-    r"unavailable|too many requests|internal server error|bad gateway|gateway time-?out|deadline exceeded"
-    r"|i/o timeout|handshake timeout|connection re(fused|set)|temporary failure",
+#: What stays as it is until somebody repairs it. Everything else may be the network, a registry or a node that has a
+#: bad minute, and is waited for.
+_FINAL_WORDS = re.compile(r"\b(InvalidImageName|ErrImageNeverPull|SignatureValidationFailed)\b")
+_FINAL_OF_IMAGES = re.compile(
+    r"not found|manifest unknown|name unknown|no match for platform|no such host"
+    r"|\bunauthorized\b|\bforbidden\b|access denied|\bdenied:|authorization failed",
     re.I,
 )
+_FINAL_OF_CONTAINERS = re.compile(rf"{_MISSING.pattern}|runAsNonRoot|non-numeric user|no command specified", re.I)
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
 _ORDER = (
@@ -102,7 +104,7 @@ def note(status: Status, observed: Observed, now: datetime) -> Status:
 def hopeless(status: Status, now: datetime) -> Waiting | None:
     """What keeps a run from ever beginning, once that is certain.
 
-    A run that has begun waits, also after a suspension: its image was good. So does one whose registry is away.
+    A run that has begun waits, also after a suspension: its image was good.
     """
     verdict = _verdict(status)
     return verdict[1] if verdict is not None and now >= verdict[0] else None
@@ -122,15 +124,16 @@ def _verdict(status: Status) -> tuple[datetime, Waiting] | None:
         return dies.last_transition_time + timedelta(seconds=COORDINATOR_SECONDS), Waiting(dies.reason, dies.message)
     if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
         return None
-    if condition.reason not in _HOPELESS or (condition.reason == IMAGE_PULL and _is_away(condition.message)):
+    if not _is_final(condition.reason, condition.message):
         return None
     why = Waiting(condition.reason, condition.message)
     return condition.last_transition_time + timedelta(seconds=CONFIRMED_SECONDS), why
 
 
-def _is_away(message: str) -> bool:
-    """A registry whose name nobody knows has most likely been misspelt."""
-    return _AWAY.search(message) is not None and "lookup " not in message
+def _is_final(reason: str, message: str) -> bool:
+    if reason == IMAGE_PULL:
+        return (_FINAL_WORDS.search(message) or _FINAL_OF_IMAGES.search(message)) is not None
+    return reason == CONFIG and _FINAL_OF_CONTAINERS.search(message) is not None
 
 
 def has_trained(status: Status) -> bool:
