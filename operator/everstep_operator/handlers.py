@@ -128,12 +128,15 @@ class Operator:
     # Probes: whether all is well, and what is to be said.
 
     def healthz(self) -> tuple[bool, str]:
-        deaf = max(
+        silent = max(
             self.answers.silent_seconds() - RUNS_WATCH_SECONDS,
             *(informer.silent_seconds() for informer in self.cluster.informers()),
         )
+        # Silence while the API server answers nobody is no fault of this process. Restarted again and again it would
+        # sit in the kubelet's back-off when the API server is back.
+        deaf = min(silent, self.lease.answered_seconds())
         if deaf > DEAF_SECONDS:
-            return False, f"nothing was heard from the API server for {deaf:.0f} s"
+            return False, f"a watch has heard nothing for {deaf:.0f} s, although the API server answers"
         return True, "ok"
 
     def readyz(self) -> tuple[bool, str]:

@@ -135,15 +135,35 @@ def test_an_operator_that_hears_nothing_any_more_is_not_alive(world: World) -> N
     async def story() -> None:
         async with operator(world) as it:
             assert it.healthz() == (True, "ok")
+            it.lease._unanswered -= handlers.DEAF_SECONDS + 1  # the Lease has been renewed for so long
             (pods, _) = it.cluster.informers()
             pods._heard -= handlers.DEAF_SECONDS
-            assert it.healthz() == (False, "nothing was heard from the API server for 300 s")
+            assert it.healthz() == (False, "a watch has heard nothing for 300 s, although the API server answers")
             pods._heard += handlers.DEAF_SECONDS
             (path,) = it.answers._heard
             it.answers._heard[path] -= handlers.DEAF_SECONDS
             assert it.healthz()[0], "kopf's watch is heard only when it begins"
             it.answers._heard[path] -= handlers.RUNS_WATCH_SECONDS
             assert not it.healthz()[0]
+
+    asyncio.run(story())
+
+
+def test_an_operator_lives_through_an_outage_of_the_api_server_however_long(world: World) -> None:
+    """Another process would hear as little, and one that was killed all the time comes back late."""
+
+    async def story() -> None:
+        async with operator(world) as it:
+            (pods, _) = it.cluster.informers()
+            pods._heard -= 100 * handlers.DEAF_SECONDS
+            it.lease._unanswered -= 100 * handlers.DEAF_SECONDS
+            assert not it.healthz()[0]
+            world.fail("GET", "leases", None, times=1_000)
+            renewing = asyncio.create_task(it.lease.run())
+            await until(lambda: it.healthz()[0])
+            it.lease._unanswered -= handlers.DEAF_SECONDS  # it is back, and this watch still hears nothing
+            assert not it.healthz()[0]
+            renewing.cancel()
 
     asyncio.run(story())
 
@@ -158,6 +178,7 @@ def test_an_operator_that_is_refused_a_namespace_is_alive(world: World) -> None:
             world.cluster.do(world.api.forget_history())
             (gone, _) = it.cluster.informers()
             await until(lambda: gone.refused)
+            it.lease._unanswered -= 2 * handlers.DEAF_SECONDS
             gone._heard -= handlers.DEAF_SECONDS
             await until(lambda: it.healthz()[0])  # it is asked again, and says no again
 

@@ -38,6 +38,7 @@ class Lease:
         self._namespace, self._name, self.holder = namespace, name, holder
         self._clock = clock
         self._until = clock()  # we may act so long
+        self._unanswered = clock()  # when a request of ours was last left without an answer
         self._mine: dict[str, Any] | None = None  # the object as we wrote it last
         self._seen: tuple[str, str] | None = None  # somebody else's last sign, and
         self._seen_at = 0.0  # when we saw it first: their clock is not ours
@@ -49,12 +50,18 @@ class Lease:
         if self._clock() >= self._until:
             raise Unavailable(f"the lease {self._namespace}/{self._name} is not held by this process")
 
+    def answered_seconds(self) -> float:
+        """For how long the API server has answered all that was asked here, every RETRY_SECONDS."""
+        return self._clock() - self._unanswered
+
     async def run(self) -> None:
         """Acquire, renew, and acquire again after it was lost, until cancelled."""
         while True:
             try:
                 await self._try()
             except ClusterError as error:
+                if isinstance(error, Unavailable):
+                    self._unanswered = self._clock()
                 log.warning("the lease %s/%s: %s", self._namespace, self._name, error)
             if self.leading.is_set() and self._clock() >= self._until:
                 self._lose()
