@@ -21,7 +21,7 @@ def uncompiled(model: Any) -> Any:
 def compiled(module: Any, step: Callable[..., Any]) -> Callable[..., Any]:
     """A step of the module, compiled if it was given so. self.log inside is a break in the graph, not a part of it."""
     # Where nobody has imported the compiler nothing is compiled, and importing it takes seconds.
-    if "torch._dynamo" in sys.modules and not hasattr(LightningModule.log, "_torchdynamo_orig_callable"):
-        LightningModule.log = torch.compiler.disable(LightningModule.log)  # type: ignore[method-assign, no-untyped-call]
+    if "torch._dynamo" in sys.modules and isinstance(module, LightningModule) and "log" not in vars(module):
+        object.__setattr__(module, "log", torch.compiler.disable(module.log))  # type: ignore[no-untyped-call]
     compile_ = vars(module).get("_compile")
     return compile_(step) if compile_ is not None else step

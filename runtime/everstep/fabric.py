@@ -218,12 +218,6 @@ class Fabric(Rank):
         """The precision's context, for computations outside of a module's forward."""
         return self.strategy.precision.forward_context()
 
-    def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
-        """Layers that are made inside are in the precision, on this rank's device; `empty_init`: without memory, which
-        `setup` gives them."""
-        device = torch.device("meta") if empty_init else self.device
-        return _both(self.strategy.precision.init_context(), device)
-
     def init_tensor(self) -> AbstractContextManager[Any]:
         """Tensors that are made inside are in the precision, on this rank's device."""
         return self.init_module()
@@ -458,12 +452,6 @@ class _Sampler:
 def _in_rank(fabric: Fabric, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     fabric.strategy.start_method = None
     return fabric.launch(function, *args, **kwargs)
-
-
-@contextmanager
-def _both(context: AbstractContextManager[Any], device: torch.device) -> Iterator[None]:
-    with context, device:
-        yield
 
 
 def _listed(given: Any) -> list[Any]:

@@ -33,6 +33,8 @@ class LightningModule(Hyperparameters, nn.Module):
     #: An input of `forward`: a tensor, or a tuple or dict of arguments. For summaries, graphs and exports.
     example_input_array: Any = None
 
+    #: False: prepare_data runs on one process of the whole run, not of each node.
+    prepare_data_per_node: bool = True
     #: Whether a checkpoint has to have exactly the module's keys.
     strict_loading: bool = True
     #: Properties that TorchScript leaves alone.
@@ -83,7 +85,7 @@ class LightningModule(Hyperparameters, nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """A copy, and what is pickled, has no Trainer and no Fabric."""
         state: dict[str, Any] = super().__getstate__()  # type: ignore[no-untyped-call]
-        hosts = ("_trainer", "_toggled", "_fabric", "_fabric_optimizers")
+        hosts = ("_trainer", "_toggled", "_fabric", "_fabric_optimizers", "log")  # log: as compiled.py binds it
         return {name: value for name, value in state.items() if name not in hosts}
 
     @property

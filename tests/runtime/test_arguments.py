@@ -1,5 +1,6 @@
 """Every argument of the Trainer does what it says, and what cannot work is refused before anything starts."""
 
+import copy
 import inspect
 import math
 import os
@@ -15,7 +16,7 @@ import everstep as L
 from everstep.callbacks import ModelCheckpoint
 from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger
-from everstep.precision import Precision
+from everstep.precision import Precision, ScaledPrecision
 from everstep.strategies import Strategy
 from tests.runtime.build import Net, Validated, data, loader, trainer
 from tests.runtime.peer import lightning
@@ -500,6 +501,78 @@ def test_s111_what_a_script_asks_its_trainer(tmp_path: Path) -> None:
     runner.fit(Asks(), loader(), loader())
     assert seen == [1, (False, False, True), (True, False, False), (True, False, True), (False, True, True)]
     assert runner.estimated_stepping_batches == 1
+
+
+def test_s43_loggers_may_be_set(tmp_path: Path) -> None:
+    """As Lightning's may; to none, one or several."""
+    first, second = CSVLogger(tmp_path, name="first"), CSVLogger(tmp_path, name="second")
+    runner = trainer(tmp_path, max_epochs=1, log_every_n_steps=1)
+
+    class Logs(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("loss", 1.0)
+            return self.loss(batch)
+
+    runner.logger = first
+    runner.fit(Logs(), loader())
+    runner.loggers = [second]
+    assert (runner.logger, runner.loggers, runner.log_dir) == (second, [second], second.log_dir)
+    runner.validate(Validated(), loader(), verbose=False)
+    assert "loss" in Path(first.log_dir, "metrics.csv").read_text()
+    assert "val_loss" in Path(second.log_dir, "metrics.csv").read_text()
+    runner.logger = None
+    assert (runner.logger, runner.loggers) == (None, [])
+    with pytest.raises(ConfigurationError, match="give True, False or a Logger"):
+        runner.loggers = [tmp_path]  # type: ignore[list-item]
+
+
+def test_s111_the_strategy_tells_what_it_works_on(tmp_path: Path) -> None:
+    runner, net = trainer(tmp_path, max_epochs=1), Net()
+    strategy = runner.strategy
+    assert (strategy.model, strategy.optimizers, strategy.precision_plugin) == (None, [], runner.precision_plugin)
+    runner.fit(net, loader())
+    assert strategy.model is strategy.lightning_module is runner.model is net
+    assert strategy.optimizers is runner.optimizers
+    assert isinstance(runner.optimizers[0], torch.optim.SGD)
+    assert runner.scaler is None
+    assert trainer(tmp_path, precision=ScaledPrecision("cpu")).scaler is not None
+
+
+def test_s111_interrupted_tells_of_the_last_call(tmp_path: Path) -> None:
+    class Fails(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            raise KeyboardInterrupt
+
+    runner = trainer(tmp_path, max_epochs=1)
+    assert not runner.interrupted
+    with pytest.raises(KeyboardInterrupt):
+        runner.fit(Fails(), loader())
+    assert runner.interrupted
+    runner.fit(Net(), loader())
+    assert not runner.interrupted
+
+
+def test_s11_init_module_makes_layers_where_and_as_they_train(tmp_path: Path) -> None:
+    runner = trainer(tmp_path, max_epochs=1, precision="64-true")
+    with runner.init_module():
+        assert torch.nn.Linear(3, 1).weight.dtype is torch.float64
+    with runner.init_module(empty_init=True):
+        net = Net()
+    assert net.layer.weight.is_meta
+    runner.fit(net, loader())
+    assert net.layer.weight.isfinite().all()
+
+
+def test_s03_a_trainer_can_be_copied(tmp_path: Path) -> None:
+    """Before a call, and after one in which its loaders were left in the middle of their data."""
+    first = copy.deepcopy(trainer(tmp_path, max_steps=2, max_epochs=-1))
+    first.fit(net := Net(), loader())
+    second = copy.deepcopy(first)
+    assert (first.global_step, second.global_step) == (2, 2)
+    assert second.lightning_module is not net
+    second.max_steps = 3
+    second.fit(copy.deepcopy(net), loader())
+    assert (first.global_step, second.global_step) == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from everstep.callbacks import (
     ProgressBar,
     RichModelSummary,
     RichProgressBar,
+    RichProgressBarTheme,
     Timer,
     TQDMProgressBar,
 )
@@ -331,6 +332,27 @@ def test_s31_bars_show_progress_and_values(tmp_path: Path, kind: Any) -> None:
     tested = stream.getvalue().removeprefix(text)
     assert "Test" in tested
     assert "shown" not in tested, "that was a value of the fit"
+
+
+def test_s31_a_theme_colours_the_parts_of_a_rich_bar(tmp_path: Path) -> None:
+    stream = Terminal()
+    theme = RichProgressBarTheme(
+        description="red", progress_bar="green", progress_bar_finished="green", batch_progress="blue", time="yellow",
+        processing_speed="magenta", metrics="cyan", metrics_text_delimiter=" | ", metrics_format=".3f",
+    )  # fmt: skip
+    more: Any = {"force_terminal": True, "color_system": "standard", "width": 160}
+    bar = RichProgressBar(theme=theme, console_kwargs=more, refresh_seconds=0.0, stream=stream)
+
+    class Two(Shown):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("other", 8.0, prog_bar=True)
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, callbacks=bar).fit(Two(), loader(), loader())
+    text = stream.getvalue()
+    for colour, part in ((31, "Epoch 0"), (32, "━"), (34, "6/6"), (35, ""), (36, "other 8.000 | shown 7.000")):
+        assert f"\x1b[{colour}m{part}" in text, (colour, part)
+    assert "\x1b[33m0:" in text, "the time"
 
 
 @pytest.mark.parametrize("kind", [ProgressBar, TQDMProgressBar, RichProgressBar])

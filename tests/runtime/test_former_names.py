@@ -12,6 +12,8 @@ from everstep.callbacks import ModelCheckpoint
 from everstep.checkpoint import ckpt
 from everstep.cli import main
 from everstep.errors import ConfigurationError, StorageError
+from everstep.strategies import DDPStrategy
+from everstep.strategies.missing import INSTEAD as OF_STRATEGIES
 from everstep.trainer.missing import INSTEAD
 from everstep.unknown_arguments import FORMER, UnknownArgumentError
 from everstep_protocol.reasons import Reason
@@ -71,6 +73,16 @@ def test_s03_an_attribute_that_is_not_there_says_what_to_use(tmp_path: Path, nam
         getattr(runner, name)
     with pytest.raises(AttributeError, match="no attribute 'no_such_thing'"):
         _ = runner.no_such_thing
+
+
+@pytest.mark.parametrize("name", OF_STRATEGIES)
+def test_s06_a_strategys_attribute_that_is_not_there_says_what_to_use(name: str) -> None:
+    strategy = DDPStrategy()
+    assert not hasattr(strategy, name)
+    with pytest.raises(AttributeError, match=f"strategies have no {name}; use instead: "):
+        getattr(strategy, name)
+    with pytest.raises(AttributeError, match="no attribute 'no_such_thing'"):
+        _ = strategy.no_such_thing
 
 
 class OldStep(Net):

@@ -28,7 +28,7 @@ NOT_TAKEN = {
     # FSDP1's; ours is activation_checkpointing_policy, and both forms of checkpoint are there.
     "activation_checkpointing", "state_dict_type", "save_distributed_checkpoint",
     # Looks and uploads of other products.
-    "theme", "console_kwargs", "synchronous", "checkpoint_name", "add_file_policy",
+    "synchronous", "checkpoint_name", "add_file_policy",
     # torch.profiler has taken their place.
     "group_by_input_shapes", "emit_nvtx", "record_module_names", "table_kwargs",
 }  # fmt: skip

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from everstep.callbacks.prediction_writer import BasePredictionWriter
     from everstep.callbacks.progress import ProgressBar
     from everstep.callbacks.rich_model_summary import RichModelSummary
-    from everstep.callbacks.rich_progress_bar import RichProgressBar
+    from everstep.callbacks.rich_progress_bar import RichProgressBar, RichProgressBarTheme
     from everstep.callbacks.spike_detection import SpikeDetection
     from everstep.callbacks.stochastic_weight_averaging import StochasticWeightAveraging
     from everstep.callbacks.throughput_monitor import ThroughputMonitor
@@ -46,6 +46,7 @@ __all__ = [
     "ProgressBar",
     "RichModelSummary",
     "RichProgressBar",
+    "RichProgressBarTheme",
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
@@ -75,6 +76,7 @@ __getattr__ = names_of(
         "ProgressBar": "progress",
         "RichModelSummary": "rich_model_summary",
         "RichProgressBar": "rich_progress_bar",
+        "RichProgressBarTheme": "rich_progress_bar",
         "SpikeDetection": "spike_detection",
         "StochasticWeightAveraging": "stochastic_weight_averaging",
         "TQDMProgressBar": "tqdm_progress_bar",

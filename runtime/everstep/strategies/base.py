@@ -12,6 +12,7 @@ from everstep.accelerators import Accelerator
 from everstep.environment import Environment
 from everstep.precision import Precision
 from everstep.strategies.materialise import materialise
+from everstep.strategies.missing import INSTEAD
 
 
 class Strategy:
@@ -32,10 +33,30 @@ class Strategy:
         self.accelerator = Accelerator()
         self.devices = [0]  # indices that this node's ranks use, by local rank
         self.precision = Precision()
+        self.model: Any = None  # that a Trainer trains or evaluates with it, and its optimizers
+        self.optimizers: list[Optimizer] = []
 
     def connect(self, environment: Environment) -> None:
         """Join the other ranks. Called at the start of each Trainer call; the first does the work."""
         self.environment = environment
+
+    def __getattr__(self, name: str) -> Any:
+        """
+        Raises:
+            AttributeError: always, so that hasattr is False; says what to use instead of an attribute of Lightning's.
+        """
+        if name in INSTEAD:
+            raise AttributeError(f"Everstep's strategies have no {name}; use instead: {INSTEAD[name]}")
+        return object.__getattribute__(self, name)  # raises what a property has raised, or that there is none
+
+    @property
+    def lightning_module(self) -> Any:
+        """The module of the Trainer's present call, or the last."""
+        return self.model
+
+    @property
+    def precision_plugin(self) -> Precision:
+        return self.precision
 
     @property
     def rank(self) -> int:

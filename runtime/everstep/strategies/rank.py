@@ -1,6 +1,10 @@
 """This process among the ranks: what Trainer and Fabric both tell of it."""
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
+
+import torch
 
 from everstep.accelerators import Accelerator
 from everstep.strategies.base import Strategy
@@ -37,7 +41,19 @@ class Rank:
     def is_global_zero(self) -> bool:
         return self.strategy.rank == 0
 
+    def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:
+        """Layers that are made inside are in the precision, on this rank's device; `empty_init`: without memory, which
+        a Trainer's call or Fabric's `setup` gives them."""
+        device = torch.device("meta") if empty_init else self.strategy.root_device
+        return _both(self.strategy.precision.init_context(), device)
+
     def print(self, *args: Any, **kwargs: Any) -> None:
         """Print on rank 0."""
         if self.is_global_zero:
             print(*args, **kwargs)
+
+
+@contextmanager
+def _both(context: AbstractContextManager[Any], device: torch.device) -> Iterator[None]:
+    with context, device:
+        yield

@@ -95,7 +95,7 @@ def _trainer_call(call: _Call) -> dict[str, Any]:
 def _bring_back(call: _Call, outcomes: list[dict[str, Any]]) -> Any:
     trainer, first = call.trainer, outcomes[0]
     model = uncompiled(call.args[0] if call.args else call.kwargs.get("model")) or trainer.lightning_module
-    trainer.lightning_module, model.trainer = model, trainer
+    trainer.strategy.model, model.trainer = model, trainer
     model.configure_model()  # here it has not been called
     model.load_state_dict(first["weights"], assign=any(p.is_meta for p in model.parameters()))
     for name, value in first["trainer"].items():

@@ -364,7 +364,7 @@ class Fit:
     def _look(self) -> None:
         """A log step: values are fetched now, if anybody wants them."""
         self.logs.send_step(self.trainer.batches_that_stepped - 1, self.trainer.current_epoch)
-        if self.trainer.has_loggers or self.run_.seat is not None:
+        if self.trainer.loggers or self.run_.seat is not None:
             self.check_loss()
 
     def check_loss(self) -> None:

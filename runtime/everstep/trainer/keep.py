@@ -33,6 +33,10 @@ class Keeper:
         self._awaited: list[Callable[[], Any]] = []
         self._writer = CkptWriter()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copied Trainer has no fit; what it saves are the weights, until it has one of its own."""
+        return {**vars(self), "fit": None}
+
     def begin(self, fit: "Fit") -> None:
         """The steps of a fit begin."""
         self.fit, self.left, self.inside = fit, None, True

@@ -9,7 +9,6 @@ INSTEAD = {
     "val_check_batch": "val_check_interval",
     "enable_validation": "validates",
     "received_sigterm": "should_stop: a stop that comes from outside saves and leaves by itself",
-    "interrupted": "on_exception of a Callback, which is given the KeyboardInterrupt",
     "distributed_sampler_kwargs": "world_size and global_rank",
     "accelerator_connector": "accelerator, strategy and precision_plugin of the Trainer",
     "checkpoint_connector": "save_checkpoint, and ckpt_path= of the verbs",

@@ -196,10 +196,9 @@ class Trainer(Rank):
             enable_progress_bar, logger, self.num_sanity_val_steps, self.log_every_n_steps = False, False, 0, 0
         if enable_logging is False:
             logger = False
-        self.loggers = _loggers(True if logger is None else logger, self.default_root_dir)
+        self._loggers = _loggers(True if logger is None else logger, self.default_root_dir)
         if fast_dev_run:
             self._only_try_out(int(fast_dev_run))
-        self.has_loggers = bool(self.loggers)
         self.callbacks: list[Callback] = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
         conflicts.check(self.callbacks)
         conflicts.check_flags(self.callbacks, enable_progress_bar, enable_model_summary)
@@ -218,7 +217,7 @@ class Trainer(Rank):
         if not keeping and enable_checkpointing is not False and not barebones:
             keeping = [ModelCheckpoint()]
         self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, Checkpoint)] + keeping
-        self.logs = (Silent if barebones else Logs)(self.strategy, self.loggers if self.is_global_zero else [])
+        self.logs = (Silent if barebones else Logs)(self.strategy, self._loggers if self.is_global_zero else [])
 
         self.state = TrainerState()
         self.should_stop = False  # set it on every rank, and the fit ends after the present step
@@ -231,11 +230,9 @@ class Trainer(Rank):
         self.val_dataloaders: Any = None
         self.test_dataloaders: Any = None
         self.predict_dataloaders: Any = None
-        self.optimizers: list[torch.optim.Optimizer] = []
         self.lightning_optimizers: list[LightningOptimizer] = []
         self.lr_scheduler_configs: list[SchedulerConfig] = []
         self.optimization: Automatic | Manual
-        self.lightning_module: LightningModule | None = None
         self.datamodule: LightningDataModule | None = None
         self.predictions: list[list[Any]] = []  # of a prediction that is running or was the last, by loader
         self.prediction_indices: list[list[list[int] | None]] = []  # of their samples in the datasets, where known
@@ -267,7 +264,7 @@ class Trainer(Rank):
         self.max_epochs, self.max_steps, self.max_seconds = 1, batches, None
         self.num_sanity_val_steps = 0
         self.val_check_interval, self.val_check_seconds, self.check_val_every_n_epoch = 1.0, None, 1
-        self.loggers = [DummyLogger()] if self.loggers else []
+        self._loggers = [DummyLogger()] if self._loggers else []
 
     def take_place(self, run: Run) -> None:
         """Go on in a process of a rank's own, to which this Trainer was carried."""
@@ -465,7 +462,7 @@ class Trainer(Rank):
         self.run.open(self.strategy)
         begun = self.run.begin(kind)
         self.resumed, self.ckpt_path = begun.record is not None or begun.restored is not None, None
-        self.lightning_module, self.logs.module, model.trainer = model, model, self
+        self.strategy.model, self.logs.module, model.trainer = model, model, self
         self.logs.forget()
         self.datamodule = datamodule
         if datamodule is not None:
@@ -479,7 +476,7 @@ class Trainer(Rank):
         self.profiler.setup(kind, self.log_dir)
         try:
             for owner in (datamodule, model):
-                per_node = getattr(owner, "prepare_data_per_node", True)
+                per_node = owner is None or owner.prepare_data_per_node
                 if owner is not None and (self.local_rank if per_node else self.global_rank) == 0:
                     owner.prepare_data()
             self.strategy.barrier()
@@ -653,6 +650,10 @@ class Trainer(Rank):
         if self.run.artifacts is not None and not self.fast_dev_run:
             self.run.artifacts.put(self._folders_of_loggers())
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, and what is pickled, is between two calls: it has no fit with loaders in the middle of their data."""
+        return {**vars(self), "_fit": None}
+
     def __getattr__(self, name: str) -> Any:
         """
         Raises:
@@ -694,8 +695,34 @@ class Trainer(Rank):
         return self.run.environment.num_nodes
 
     @property
+    def lightning_module(self) -> LightningModule | None:
+        """Of the present call, or the last."""
+        model: LightningModule | None = self.strategy.model
+        return model
+
+    @property
     def model(self) -> LightningModule | None:
+        """Of the present call, or the last."""
         return self.lightning_module
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """Of the fit that is running, or was the last."""
+        return self.strategy.optimizers
+
+    @optimizers.setter
+    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        self.strategy.optimizers = optimizers
+
+    @property
+    def scaler(self) -> Any:
+        """The torch.amp.GradScaler of 16-mixed; None: there is none."""
+        return getattr(self.precision_plugin, "scaler", None)
+
+    @property
+    def interrupted(self) -> bool:
+        """Has the last call ended by an exception, Ctrl-C included?"""
+        return self.state.status == TrainerStatus.INTERRUPTED
 
     @property
     def num_val_batches(self) -> list[int | float]:
@@ -731,8 +758,26 @@ class Trainer(Rank):
 
     @property
     def logger(self) -> Logger | None:
-        """The first logger."""
-        return self.loggers[0] if self.loggers else None
+        """The first logger. May be set, as the argument: to a Logger, or None."""
+        return self._loggers[0] if self._loggers else None
+
+    @logger.setter
+    def logger(self, logger: Logger | None) -> None:
+        self.loggers = [] if logger is None else [logger]
+
+    @property
+    def loggers(self) -> list[Logger]:
+        """All of them. May be set, to a list of Loggers, between two calls or inside of one.
+
+        Raises:
+            ConfigurationError: one of them is none.
+        """
+        return self._loggers
+
+    @loggers.setter
+    def loggers(self, loggers: Iterable[Logger] | None) -> None:
+        self._loggers = _loggers(loggers or False, self.default_root_dir)
+        self.logs.loggers = self._loggers if self.is_global_zero else []
 
     @property
     def log_dir(self) -> str | None:

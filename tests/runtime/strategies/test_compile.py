@@ -1,5 +1,6 @@
 """torch.compile with self.log, DDP and FSDP: the same numbers."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,15 @@ def test_c13_compiled_with_self_log(tmp_path: Path, backend: str) -> None:
 def test_c13_compiled_on_two_ranks(tmp_path: Path, strategy: str) -> None:
     chosen: Any = FSDPStrategy(start_method="fork") if strategy == "fsdp" else "ddp_fork"
     close(trained(tmp_path, 2, "aot_eager", strategy=chosen), trained(tmp_path))
+
+
+def test_c13_self_log_is_kept_out_of_graphs_of_the_fits_own_module_only(tmp_path: Path) -> None:
+    """Nothing is changed for other modules of the process, or for a copy, whose self.log would be the first one's."""
+    plain = L.LightningModule.log
+    module = Blocks()
+    runner = trainer(tmp_path, max_steps=1, accelerator="cpu")
+    runner.fit(torch.compile(module, backend="aot_eager"), loader(6, 24), loader(6, 24))
+    assert L.LightningModule.log is plain
+    assert "log" in vars(module)
+    assert "log" not in vars(copy.deepcopy(module))
+    assert "log" not in vars(Blocks())

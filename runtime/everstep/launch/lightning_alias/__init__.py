@@ -176,7 +176,6 @@ INSTEAD = {
     "DistributedSamplerWrapper": "nothing: the data is divided; a sampler of your own is read by all ranks in turn",
     "LSFEnvironment": "nothing: the environment is recognised by its variables",
     "MPIEnvironment": "nothing: the environment is recognised by its variables",
-    "RichProgressBarTheme": "RichProgressBar() without a theme",
     "SingleDeviceXLAStrategy": 'accelerator="tpu"',
     "ThroughputMonitor": "the callback ThroughputMonitor",
     "XLAEnvironment": "nothing: the environment is recognised by its variables",
