@@ -181,6 +181,13 @@ def live_ranks(faults: Faults, pod: dict[str, Any]) -> int:
     return len(faults.on_node(pod["spec"]["nodeName"], script).split())
 
 
+def log(faults: Faults, pod: dict[str, Any]) -> str:
+    """What the trainer of a pod has printed, read on its node: also while there is no API server to ask."""
+    metadata = pod["metadata"]
+    folder = f"/var/log/pods/{metadata['namespace']}_{metadata['name']}_{metadata['uid']}/trainer"
+    return faults.on_node(pod["spec"]["nodeName"], f"cat {folder}/*.log")
+
+
 @contextmanager
 def api_server_away(faults: Faults) -> Iterator[None]:
     faults.stop_apiserver()

@@ -1,6 +1,6 @@
 """A training script without torch: it takes steps, tells the board, saves their number, stops where it is told to.
 
-tiny.py --steps 40 [--pause 0.02] [--every 5] [--raise-at 3] [--slow-at 10]
+tiny.py --steps 40 [--pause 0.02] [--every 5] [--raise-at 3] [--slow-at 10] [--say 10]
 """
 
 import argparse
@@ -21,6 +21,7 @@ parser.add_argument("--pause", type=float, default=0.02)
 parser.add_argument("--every", type=int, default=5)
 parser.add_argument("--raise-at", type=int, default=0)
 parser.add_argument("--slow-at", type=int, default=0, help="a step that takes a minute")
+parser.add_argument("--say", type=int, default=0, help="print every so many steps that one was taken")
 args = parser.parse_args()
 
 rank = int(os.environ["RANK"])
@@ -98,5 +99,7 @@ for step in range(done + 1, args.steps + 1):
     if step % args.every == 0 or step == args.steps:
         last = save(step)
     note(step)
+    if args.say and step % args.say == 0:
+        print(f"rank {rank} has taken step {step}", flush=True)
 seat.stage(Stage.DONE)
 print(f"rank {rank} has done {args.steps} steps", flush=True)
