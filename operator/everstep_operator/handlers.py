@@ -104,15 +104,18 @@ class Operator:
         return delay(_REFUSED, failures + 1, str(key))
 
     async def listen(self) -> None:
-        """Everything that the cluster tells of goes into the queue."""
+        """Everything that the cluster tells of goes into the queue, of a standby only when it begins to lead."""
         async for event in self.cluster.watch():
-            self.queue.add(event.key)
+            if self.lease.leading.is_set():
+                self.queue.add(event.key)
 
     async def lead(self) -> None:
         """Act only while the Lease is ours, and begin with a look at everything as it is now."""
         while True:
             self.queue.open.clear()
             await self.lease.leading.wait()
+            self.queue.clear()  # of an earlier time in the lead; what has become of all that is asked now
+            self._polled.clear()
             for failures in itertools.count(1):
                 try:
                     keys = await self.cluster.take_over()

@@ -57,6 +57,11 @@ class KeyedQueue(Generic[K]):
             heapq.heappush(self._order, (due, next(self._count), key))
             self._woken.set()
 
+    def clear(self) -> None:
+        """Forget all keys; what is being worked on goes on."""
+        for of_keys in (self._due, self._order, self._asked, self._failures, self._not_before):
+            of_keys.clear()
+
     def depth(self) -> int:
         """Keys that are due and wait for a worker, or are being worked on."""
         now = asyncio.get_running_loop().time()

@@ -30,6 +30,7 @@ async def operator(world: World, **settings: Any) -> AsyncIterator[Operator]:
 
 @asynccontextmanager
 async def at_work(operator: Operator) -> AsyncIterator[None]:
+    operator.lease.leading.set()
     tasks = [asyncio.create_task(job) for job in (operator.listen(), operator.queue.run())]
     operator.queue.add(KEY)
     try:
@@ -80,6 +81,31 @@ def test_whatever_is_answered_in_the_end_each_pod_is_there_once(
             assert len(prefixes) == len(world.api.of("pods")) == 2, "one coordinator, one worker"
             it.queue.add(KEY)
             await until(lambda: "refusal" not in world.api.of("trainingruns")[0]["status"])
+
+    asyncio.run(story())
+
+
+def test_a_standby_collects_nothing_and_begins_with_what_is_there(world: World) -> None:
+    gone = world.cluster.create("trainingruns", manifest("gone"))
+    world.cluster.do(world.api.remove("trainingruns", gone))
+
+    async def story() -> None:
+        async with operator(world) as it:
+            looked: list[RunKey] = []
+            it.queue._work = lambda key: looked.append(key) or it.look(key)  # type: ignore[func-returns-value]
+            tasks = [asyncio.create_task(job) for job in (it.listen(), it.lead(), it.queue.run())]
+            await asyncio.sleep(0)
+            it.cluster.run_changed("DELETED", gone)
+            told = it.cluster._watchers
+            await until(lambda: told and all(queue.empty() for queue in told))
+            assert it.queue.depth() == 0
+            it.queue.add(RunKey("team", "gone"))  # by a look that ended after the Lease was lost
+            it.lease.leading.set()
+            await until(lambda: len(world.api.of("pods")) == 2)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert set(looked) == {KEY}
 
     asyncio.run(story())
 

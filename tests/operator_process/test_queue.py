@@ -164,3 +164,23 @@ def test_a_closed_queue_begins_nothing_and_forgets_nothing() -> None:
 
     told(desk, story)
     assert desk.times("a") == [40.0]
+
+
+def test_a_queue_that_was_cleared_has_forgotten_also_how_long_anybody_waited() -> None:
+    desk = Desk()
+    desk.answers["a"] = [OSError("refused")]
+
+    async def story() -> None:
+        desk.queue.add("a")
+        await asyncio.sleep(5)
+        desk.queue.open.clear()
+        desk.queue.add("a")
+        desk.queue.add("b")
+        await asyncio.sleep(1_000)
+        desk.queue.clear()
+        desk.queue.add("a")
+        desk.queue.open.set()
+
+    told(desk, story)
+    assert desk.looks == [("a", 0.0), ("a", 1_005.0)]
+    assert desk.waited == [1.0]
