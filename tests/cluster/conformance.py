@@ -189,6 +189,8 @@ class Conformance:
         assert (created.name, created.node, created.attempt, created.role) == ("first-0-1", 0, 1, labels.WORKER)
         assert created.uid
         done = await finished(cluster, world.run)
+        assert created.created == done.created, "pods that end early are known by it"
+        assert done.created is not None
         assert (done.phase, done.exit_code, done.failure, done.disrupted) == ("Succeeded", 0, None, False)
         assert (done.uid, done.run_uid) == (created.uid, world.run.metadata.uid)
         assert world.log(done) == "hello from first-0-1\n"

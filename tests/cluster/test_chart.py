@@ -1,12 +1,16 @@
 """The chart: what it renders is accepted by the API server, and what it refuses it refuses with a sentence."""
 
+import argparse
 import json
+import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
 
+from everstep_operator import settings
 from tests.cluster.conftest import CHART, RELEASE, SYSTEM, chart_values, namespace, one_at_a_time
 from tests.cluster.kube import Object, apply, get, kubectl
 
@@ -121,6 +125,41 @@ def test_an_image_by_its_digest(helm: Helm) -> None:
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert container["image"] == f"r.example/e/operator@{digest}"
     assert {"name": "EVERSTEP_RUNTIME_IMAGE", "value": "r.example:5000/e/runtime:v2"} in container["env"]
+
+
+@pytest.mark.cluster
+def test_pull_secrets_are_those_of_the_operator_and_of_the_pods_that_it_makes(helm: Helm) -> None:
+    named = ("--set", "imagePullSecrets={registry,mirror}")
+    (deployment,) = [o for o in rendered(helm, *named) if o["kind"] == "Deployment"]
+    spec = deployment["spec"]["template"]["spec"]
+    assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "mirror"}]
+    (container,) = spec["containers"]
+    environment = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    key = argparse.Namespace(
+        token_key_file=None, operator_image=None, runtime_image=None, namespace=[], kubeconfig=None, port=0
+    )
+    assert settings.from_arguments(key, environment).render.image_pull_secrets == ("registry", "mirror")
+
+
+@pytest.mark.cluster
+def test_the_notes_name_what_is_there(helm: Helm) -> None:
+    """Commands to be copied, and the objects in them."""
+    where = ("--namespace", SYSTEM, *IMAGES)
+    text = helm("install", RELEASE, CHART, *where, "--dry-run=client").partition("\nNOTES:\n")[2]
+    (deployment,) = [o for o in rendered(helm) if o["kind"] == "Deployment"]
+    (kind,) = [o for o in rendered(helm) if o["kind"] == "CustomResourceDefinition"]
+    commands = re.findall(r"^    (\w+ .+)$", text, re.M) + re.findall(r"kubectl \w+ [\w.]+ [\w.]+", text)
+    assert f"kubectl -n {SYSTEM} rollout status deployment/{deployment['metadata']['name']}" in commands
+    assert f"kubectl delete crd {kind['metadata']['name']}" in commands
+    assert "kubectl get tr -w" in commands
+    assert "kubectl explain tr.spec" in text
+    assert kind["spec"]["names"]["shortNames"] == ["tr"]
+    files = re.findall(r"-f (\S+/\S+)", (Path(CHART) / "templates" / "NOTES.txt").read_text())  # some only for upgrades
+    assert files
+    assert all((ROOT / name).exists() for name in files)
+    for command in commands:
+        words = [word for word in command.split() if word not in ("-n", SYSTEM)]
+        subprocess.run([*words[:2], "--help"], check=True, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.cluster

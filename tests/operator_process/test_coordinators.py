@@ -1,16 +1,18 @@
 """What the operator hears of coordinators, over whatever network."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
+import pytest
 from aiohttp import web
 
 from everstep_operator.cluster.kubernetes import Tokens
 from everstep_operator.cluster.kubernetes.coordinators import Coordinators
 from everstep_protocol import codec
-from everstep_protocol.messages import PROGRESS, Member, Report, RunState, Workers
+from everstep_protocol.messages import INTENT, PROGRESS, Intent, Member, Report, RunState, Workers
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
 TOKENS = Tokens(b"a key of thirty-two secret bytes")
@@ -24,11 +26,11 @@ def report(nodes: int) -> Report:
 
 
 @asynccontextmanager
-async def answering(pieces: Sequence[bytes]) -> AsyncIterator[Coordinators]:
-    """A coordinator whose answer is on the network in these pieces."""
+async def answering(pieces: Sequence[bytes], version: int = PROTOCOL_VERSION) -> AsyncIterator[Coordinators]:
+    """A coordinator of that protocol version, whose answer is on the network in these pieces."""
 
     async def answer(request: web.Request) -> web.StreamResponse:
-        reply = web.StreamResponse(headers={HEADER: str(PROTOCOL_VERSION)})
+        reply = web.StreamResponse(headers={HEADER: str(version)})
         reply.content_length = sum(map(len, pieces))
         await reply.prepare(request)
         with suppress(ConnectionError):
@@ -39,6 +41,7 @@ async def answering(pieces: Sequence[bytes]) -> AsyncIterator[Coordinators]:
 
     app = web.Application()
     app.router.add_get(PROGRESS, answer)
+    app.router.add_put(INTENT, answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -69,3 +72,35 @@ def test_a_report_that_would_fill_the_memory_is_not_read_to_its_end() -> None:
             assert await coordinators.report("127.0.0.1", "uid") is None
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("version", [PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1])
+def test_a_coordinator_of_the_version_before_or_after_is_understood(version: int) -> None:
+    """An operator that was upgraded under a run. What an older one does not know it does not say, and the reverse."""
+    told = codec.encode(report(nodes=2)) | {"protocol": version}
+    if version < PROTOCOL_VERSION:
+        del told["seconds_up"]  # this field came after the first coordinators
+    else:
+        told["moons"] = 3
+    body = json.dumps(told).encode()
+
+    async def story() -> None:
+        async with answering([body], version) as coordinators:
+            heard = await coordinators.report("127.0.0.1", "uid")
+            assert heard is not None
+            assert [member.pod for member in heard.members] == ["pod-0", "pod-1"]
+            assert heard == await coordinators.tell("127.0.0.1", "uid", Intent(nodes=2, min_nodes=2, max_restarts=3))
+
+    asyncio.run(story())
+
+
+def test_a_coordinator_of_two_versions_before_is_not_heard_and_both_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    version = PROTOCOL_VERSION - 2
+
+    async def story() -> None:
+        async with answering([codec.dumps(report(nodes=2))], version) as coordinators:
+            assert await coordinators.report("127.0.0.1", "uid") is None
+
+    asyncio.run(story())
+    assert f"the coordinator speaks protocol version {version}, this side speaks {PROTOCOL_VERSION}" in caplog.text
+    assert "Upgrade the coordinator." in caplog.text

@@ -230,6 +230,18 @@ def test_the_same_failure_ends_the_run_with_one_traceback(session: Make) -> None
     assert "has Failed already" in out
 
 
+def test_a_script_that_dies_at_once_is_started_again_less_and_less_often(session: Make) -> None:
+    tiny = session("--raise-at", "1", nodes=1, failurePolicy={"backoff": {"initialSeconds": 200}})
+    tiny.start()
+    tiny.until(lambda: "restart 2 of" in tiny.status.get("message", ""))  # the first one is immediate
+    assert re.search(r"restart 2 of \d+ in \d{3}\.\d s: UserException", tiny.status["message"])
+    assert (tiny.status["phase"], tiny.ranks()) == ("Restarting", {})
+    tiny.signal(signal.SIGINT)
+    code, out = tiny.finish()
+    assert code != 0
+    assert out.count("step 1 is too much") <= 2
+
+
 def test_a_command_that_reports_nothing_succeeds_with_a_note(session: Make) -> None:
     tiny = session(nodes=1, trainer={"command": ["sh", "-c", "echo done"]})
     code, out = tiny.run()

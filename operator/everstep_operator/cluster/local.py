@@ -183,6 +183,7 @@ class LocalCluster:
             message=_message(state),
             disrupted=_is_disrupted(state, process.folder),
             run_uid=card.run_uid,
+            created=datetime.fromtimestamp((process.folder / "pod.json").stat().st_mtime, UTC),  # it is written once
         )
 
     def _command(self, spec: PodSpec) -> list[str]:

@@ -49,7 +49,7 @@ class Pod:
     # When it should be gone, if it is terminating: metadata.deletionTimestamp, in which the grace is counted already.
     gone_by: datetime | None = None
     machine: str = ""  # name of the Node that it is bound to; "": not yet
-    created: datetime | None = None  # None: its cluster does not tell
+    created: datetime | None = None  # None: not told
     kept_from: tuple[str, ...] = ()  # Nodes that it was created to stay away from
     # Since when that Node's Ready condition has not been True; None: it is ready, or nobody may look (namespaced mode).
     # A Node that does not exist: since that was first known.
