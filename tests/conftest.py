@@ -1,5 +1,6 @@
 """No test leaves files in the tree: what a script writes into its current folder belongs into tmp_path."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ def _entries() -> set[str]:
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's `&` does; what tests start would ignore it too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     session.stash[_BEFORE] = _entries()
 
 
