@@ -509,7 +509,7 @@ class LightningModule(Hyperparameters, nn.Module):
         """A Trainer call has ended."""
 
     def on_fit_start(self) -> None:
-        """Everything is set up, nothing restored yet."""
+        """Everything is set up. On a resume weights and callbacks are restored, optimizers not yet."""
 
     def on_fit_end(self) -> None:
         """The last hook of a fit but teardown."""

@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 import everstep as L
 from everstep.callbacks import ModelCheckpoint
-from tests.runtime.build import data, trainer
+from everstep.trainer.run import Run
+from tests.runtime.build import ALONE, Memory, data, trainer
 from tests.runtime.peer import lightning, quiet
 
 
@@ -134,3 +135,99 @@ def test_s85_load_from_checkpoint_both_ways(both: tuple[Path, Path, Theirs]) -> 
         back = Theirs.load_from_checkpoint(ours / "epoch=1-step=12.ckpt", weights_only=True)
     assert torch.equal(back.layer.weight, module.layer.weight)
     assert dict(back.hparams) == {"width": 5, "rate": 0.1}
+
+
+class Grows:
+    """Takes the width of the file that it is loaded from, and tells what comes when."""
+
+    def __init__(self) -> None:
+        super().__init__(width=2)  # type: ignore[call-arg]
+        self.told: list[str] = []
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.told.append("module's on_load_checkpoint")
+        self.layer = nn.Linear(3, checkpoint["state_dict"]["layer.weight"].shape[0])
+
+    def configure_optimizers(self) -> Any:
+        self.told.append(f"configure_optimizers, of {float(self.layer.weight.detach().abs().sum()):.6f}")
+        return super().configure_optimizers()  # type: ignore[misc]
+
+
+class OursGrows(Grows, Ours): ...
+
+
+class TheirsGrows(Grows, Theirs): ...
+
+
+class Tells:
+    """Its own state is "there", and it notes the same things beside the module's."""
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        pl_module.told.append("callback's on_load_checkpoint")
+        self.module = pl_module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"there": 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.module.told.append(f"callback's load_state_dict {state_dict}")
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.told.append("on_fit_start")
+
+
+class OurTells(Tells, L.Callback): ...
+
+
+class TheirTells(Tells, lightning.Callback): ...
+
+
+def test_s85_s04_a_module_that_fits_itself_to_the_file_trains_what_is_new(tmp_path: Path, both: Any) -> None:
+    """It changes in on_load_checkpoint, before its optimizers are made: as Lightning's does, bit by bit."""
+    quietly: Any = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    makes: dict[Any, Any] = {
+        TheirsGrows: (TheirTells, lambda more: lightning.Trainer(accelerator="cpu", **quietly, **more)),
+        OursGrows: (OurTells, lambda more: trainer(tmp_path, **more)),
+    }
+    trained = []
+    for kind, (tells, make) in makes.items():
+        start, module = kind(), kind()
+        with quiet():
+            first = make({"max_epochs": 1, "limit_val_batches": 0, "callbacks": [tells()]})
+            start.layer = nn.Linear(3, 5)
+            start.layer.load_state_dict({"weight": torch.full((5, 3), 0.1), "bias": torch.zeros(5)})
+            first.fit(start, batches())
+            first.save_checkpoint(tmp_path / f"{kind.__name__}.ckpt")
+            make({"max_epochs": 3, "limit_val_batches": 0, "callbacks": [tells()]}).fit(
+                module, batches(), ckpt_path=tmp_path / f"{kind.__name__}.ckpt"
+            )
+        assert not torch.equal(module.layer.weight, start.layer.weight), "it was trained"
+        trained.append((module, start))
+    (theirs, _), (ours, _) = trained
+    assert torch.equal(ours.layer.weight, theirs.layer.weight)
+    assert ours.told == theirs.told
+    assert len(ours.told) == 5
+
+
+def test_s85_an_evaluation_and_a_completed_fit_take_the_width_of_the_file(tmp_path: Path, both: Any) -> None:
+    ours = OursGrows()
+    trainer(tmp_path).validate(ours, batches(), ckpt_path=both[1] / "epoch=1-step=12.ckpt")
+    assert torch.equal(ours.layer.weight, both[2].layer.weight)
+
+    def script() -> OursGrows:
+        module = OursGrows()
+        run = Run(ALONE, open_checkpoints=lambda _: memory)
+        trainer(tmp_path, run=run, max_epochs=3).fit(
+            module, batches(), batches(), ckpt_path=both[1] / "epoch=1-step=12.ckpt"
+        )
+        return module
+
+    memory = Memory()
+    module, again = script(), script()
+    assert len(memory.saved) == 1, "the second time it was complete"
+    assert torch.equal(module.layer.weight, again.layer.weight)

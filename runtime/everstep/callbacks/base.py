@@ -54,7 +54,7 @@ class Callback:
         """A Trainer call ends by an exception, which goes on after this."""
 
     def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
-        """Everything is set up, nothing restored yet."""
+        """Everything is set up. On a resume weights and callbacks are restored, optimizers not yet."""
 
     def on_fit_end(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         """The last hook of a fit but teardown."""

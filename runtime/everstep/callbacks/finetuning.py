@@ -107,22 +107,38 @@ class BaseFinetuning(Callback):
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         self._trainer = trainer
         if stage == "fit":
+            self._groups, self._late = [], []
             self.freeze_before_training(pl_module)
+
+    def on_fit_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
+        """After a resume the groups are added again, before the optimizers' states are loaded."""
+        parameters = dict(pl_module.named_parameters())
+        for group in self._groups:
+            optimizer = trainer.optimizers[group["optimizer"]]
+            chosen = [parameters[name] for name in group["names"]]
+            for parameter in chosen:
+                parameter.requires_grad = True
+            optimizer.add_param_group({"params": chosen, "lr": optimizer.param_groups[0]["lr"]})
+            self._late += chosen
+            self._followed(trainer, optimizer)
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         for optimizer in trainer.optimizers:
             before = len(optimizer.param_groups)
             self.finetune_function(pl_module, trainer.current_epoch, optimizer)
             if len(optimizer.param_groups) != before:
-                for config in trainer.lr_scheduler_configs:
-                    if config.scheduler.optimizer is optimizer:
-                        self._follow(config.scheduler, optimizer)
+                self._followed(trainer, optimizer)
 
     def on_before_optimizer_step(self, trainer: "Trainer", pl_module: "LightningModule", optimizer: Optimizer) -> None:
         if trainer.world_size > 1:
             for parameter in self._late:
                 if parameter.grad is not None:
                     trainer.strategy.reduce(parameter.grad)
+
+    def _followed(self, trainer: "Trainer", optimizer: Optimizer) -> None:
+        for config in trainer.lr_scheduler_configs:
+            if config.scheduler.optimizer is optimizer:
+                self._follow(config.scheduler, optimizer)
 
     @staticmethod
     def _follow(scheduler: Any, optimizer: Optimizer) -> None:
@@ -141,21 +157,6 @@ class BaseFinetuning(Callback):
         return {"groups": self._groups}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The groups are added again, before the optimizers' states are loaded."""
-        trainer = self._trainer
-        if trainer is None or not trainer.fitting or trainer.lightning_module is None:
-            return
-        parameters = dict(trainer.lightning_module.named_parameters())
-        for group in state_dict["groups"]:
-            optimizer = trainer.optimizers[group["optimizer"]]
-            chosen = [parameters[name] for name in group["names"]]
-            for parameter in chosen:
-                parameter.requires_grad = True
-            optimizer.add_param_group({"params": chosen, "lr": optimizer.param_groups[0]["lr"]})
-            self._late += chosen
-            for config in trainer.lr_scheduler_configs:
-                if config.scheduler.optimizer is optimizer:
-                    self._follow(config.scheduler, optimizer)
         self._groups = list(state_dict["groups"])
 
 

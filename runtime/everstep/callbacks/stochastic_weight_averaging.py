@@ -56,14 +56,13 @@ class StochasticWeightAveraging(WeightAveraging):
         self.annealing_epochs, self.annealing_strategy = annealing_epochs, annealing_strategy
         self._start = 0
         self._began = False
-        self._trainer: Trainer | None = None
 
     not_with = (WeightAveraging,)
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
-        self._trainer = trainer
         if stage != "fit":
             return
+        self._began = False
         if isinstance(self.swa_epoch_start, int):
             first = self.swa_epoch_start
         elif trainer.max_epochs < 0:
@@ -84,6 +83,8 @@ class StochasticWeightAveraging(WeightAveraging):
                 f"StochasticWeightAveraging goes with one optimizer and at most one scheduler, not with "
                 f"{len(trainer.optimizers)} and {len(trainer.lr_scheduler_configs)}"
             )
+        if self._began:  # a resume: before the schedulers' states are loaded
+            self._begin(trainer)
 
     def on_train_epoch_start(self, trainer: "Trainer", pl_module: "LightningModule") -> None:
         if not self._began and trainer.current_epoch >= self._start:
@@ -140,5 +141,4 @@ class StochasticWeightAveraging(WeightAveraging):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.n_averaged = state_dict["n_averaged"]
         self._average = state_dict.get("average")
-        if state_dict["began"] and not self._began and self._trainer is not None and self._trainer.fitting:
-            self._begin(self._trainer)  # before the schedulers' states are loaded
+        self._began = state_dict["began"]

@@ -10,6 +10,7 @@ overrides it, else of the module.
     prepare_data (m, d)              prepare_data (m, d)                   on one process of each node
     setup (d first)                  setup (d first)                       stage
     configure_model (m)              configure_model (m)
+    on_load_checkpoint               on_load_checkpoint (m)                a checkpoint, where one is loaded: see below
     configure_optimizers (m)
     on_fit_start
     on_sanity_check_start (c)
@@ -43,12 +44,15 @@ overrides it, else of the module.
     on_exception (d too)             on_exception (d too)                  exception
 
 Callbacks that `monitor` metrics hear on_train_epoch_end after the module. on_train_batch_start may return -1: the rest
-of the epoch is left out. Beside these: on_save_checkpoint, on_load_checkpoint (a dict of tensors and JSON values), the
+of the epoch is left out. Beside these: on_save_checkpoint (a dict of tensors and JSON values), the
 callbacks' state_dict.
 
+A checkpoint that is loaded is given to the module before its weights are: it may change itself to fit them. Weights,
+then the datamodule's and the callbacks' state come back before configure_optimizers; optimizers, schedulers and the
+place in the data after on_fit_start.
+
 Where this differs from Lightning 2.6 (a test compares the sequences): what nobody overrides is not called, its work is
-done by the loop itself; on a resume the state comes back after on_fit_start (Lightning: the weights before it), and
-neither the sanity check nor a begun epoch's on_train_epoch_start is repeated.
+done by the loop itself; on a resume neither the sanity check nor a begun epoch's on_train_epoch_start is repeated.
 """
 
 import inspect

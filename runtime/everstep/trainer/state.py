@@ -78,17 +78,12 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
 
 
 def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
-    """Take a training's state back: its place in the data, weights, optimizers, schedulers, callbacks and loggers.
+    """What a training goes on with, beside what `load_module` has taken back: its place in the data, optimizers,
+    schedulers and loggers.
 
     Raises:
-        ConfigurationError: it is of another model, other optimizers, other data, or holds weights only.
+        ConfigurationError: it is of other optimizers or other data.
     """
-    if "optimizer_states" not in checkpoint:
-        raise ConfigurationError(
-            "the checkpoint holds weights only (of save_weights_only=True, or saved after a call with ddp_spawn, whose "
-            "ranks had the rest): a fit cannot go on from it. Load it with "
-            f"{type(fit.module).__name__}.load_from_checkpoint(path) and train that from its beginning"
-        )
     own = checkpoint["everstep"]["fit"] if "fit" in checkpoint.get("everstep", {}) else None
     if own is not None:
         fit.source.check(own["source"], own["world_size"])
@@ -106,7 +101,6 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
         stepped = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", checkpoint["global_step"])
         trainer.batches_that_stepped, fit.earlier_rounds = stepped, trainer.current_epoch * (fit.source.rounds or 0)
     trainer.global_step = checkpoint["global_step"]
-    load_module(trainer, checkpoint)
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     parts: tuple[tuple[str, list[Any], list[Tree], Callable[[Any, Tree], Any]], ...] = (
         ("optimizers", list(trainer.optimizers), checkpoint["optimizer_states"], trainer.strategy.load_optimizer_state),
@@ -132,13 +126,23 @@ def _load(owner: Any, state: Tree) -> None:
     owner.load_state_dict(state)
 
 
-def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
-    """What a completed call needs of it too: weights, callbacks, the datamodule, and what hooks have added."""
-    module, datamodule = trainer.lightning_module, trainer.datamodule
-    assert module is not None
+def load_module(trainer: "Trainer", module: LightningModule, checkpoint: Tree) -> None:
+    """What a fit has of it before its optimizers are made, and a completed one at all: weights, the datamodule,
+    callbacks. The module has been told of it before its strategy set it up (on_load_checkpoint).
+
+    Raises:
+        ConfigurationError: it is of another model, or holds weights only.
+    """
+    if "optimizer_states" not in checkpoint:
+        raise ConfigurationError(
+            "the checkpoint holds weights only (of save_weights_only=True, or saved after a call with ddp_spawn, whose "
+            "ranks had the rest): a fit cannot go on from it. Load it with "
+            f"{type(module).__name__}.load_from_checkpoint(path) and train that from its beginning"
+        )
+    load_model(trainer, module, checkpoint)
+    datamodule = trainer.datamodule
     if datamodule is not None and type(datamodule).__qualname__ in checkpoint:
         datamodule.load_state_dict(checkpoint[type(datamodule).__qualname__])
-    load_model(trainer, module, checkpoint)
     states = checkpoint.get("callbacks", {})
     for callback in trainer.callbacks:
         callback.on_load_checkpoint(trainer, module, checkpoint)
@@ -149,7 +153,6 @@ def load_module(trainer: "Trainer", checkpoint: Tree) -> None:
 
 def load_model(trainer: "Trainer", module: LightningModule, checkpoint: Tree) -> None:
     """The weights alone, for an evaluation of them."""
-    module.on_load_checkpoint(checkpoint)
     load_weights(module, checkpoint["state_dict"], module.strict_loading, trainer.strategy)
 
 

@@ -483,14 +483,18 @@ class Trainer(Rank):
             hooks.call("setup", kind)
             with self.precision_plugin.init_context():
                 model.configure_model()
-            self.precision_plugin.convert_module(model)
-            self.strategy.setup(model)
+            chosen = begun.restored if kind == "fit" else None
             if ckpt_path is not None and not (kind == "fit" and self.resumed):
                 chosen = load_ckpt(self, ckpt_path)
                 if kind == "fit":
                     begun.restored = chosen
-                elif chosen is not None:
-                    load_model(self, model, chosen.shared["checkpoint"])
+            checkpoint = chosen.shared["checkpoint"] if chosen is not None else None
+            if checkpoint is not None:
+                model.on_load_checkpoint(checkpoint)  # it may change the module, of which nothing is made yet
+            self.precision_plugin.convert_module(model)
+            self.strategy.setup(model)
+            if checkpoint is not None:
+                (load_module if kind == "fit" else load_model)(self, model, checkpoint)
             tell_loggers(self, model, datamodule)
             if begun.record is not None and kind != "predict":
                 result = self._recorded(kind, model, begun)
@@ -554,7 +558,6 @@ class Trainer(Rank):
         self.batches_that_stepped = record["batches_that_stepped"]
         if begun.restored is not None:
             self.keeper.fit, self.keeper.left = None, begun.restored.shared["checkpoint"]
-            load_module(self, self.keeper.left)
         return None
 
     def each_training_batch(self, step: Callable[..., Any]) -> None:
