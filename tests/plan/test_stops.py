@@ -208,10 +208,12 @@ def test_success_without_any_progress_says_so() -> None:
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "NothingReported")
     assert "Trainer.fit" in condition.message
+    assert status.message == f"every rank exited 0; {condition.message}", "nobody looks for a condition of a success"
 
 
 def test_success_with_progress_says_so_too() -> None:
     status = plan(running(), all_pods(), report(RunState.SUCCEEDED)).status
+    assert status.message == "every rank exited 0"
     conditions = {c.type: c.status for c in status.conditions}
     assert conditions == {"Complete": "True", "PodsRunning": "True", "ProgressReported": "True"}
 

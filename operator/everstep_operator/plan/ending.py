@@ -76,15 +76,17 @@ def _never_begins(run: TrainingRun, status: Status, observed: Observed, now: dat
 
 def end(status: Status, how: Ending, now: datetime) -> Status:
     """The status of a run that is over."""
-    condition = COMPLETE if how.phase is Phase.SUCCEEDED else FAILED
-    status = with_condition(status, condition, "True", how.reason, how.message[:8_192], now)
+    succeeded, told = how.phase is Phase.SUCCEEDED, how.message
     if status.condition(PROGRESS_REPORTED) is None:
-        message = "the command ended without having reported a single step: did it call Trainer.fit?"
-        status = with_condition(status, PROGRESS_REPORTED, "False", "NothingReported", message, now)
+        silent = "the command ended without having reported a single step: did it call Trainer.fit?"
+        status = with_condition(status, PROGRESS_REPORTED, "False", "NothingReported", silent, now)
+        told = f"{told}; {silent}" if succeeded else told  # a failure says more
+    told = told[:8_192]
+    status = with_condition(status, COMPLETE if succeeded else FAILED, "True", how.reason, told, now)
     update = {
         "phase": how.phase,
         "reason": how.reason,
-        "message": how.message[:8_192],
+        "message": told,
         "completion_time": now,
         "refusal": None,
     }
