@@ -189,7 +189,8 @@ class LightningModule(Hyperparameters, nn.Module):
                 elsewhere). Both: as name_step and name_epoch.
             reduce_fx: over the epoch; "mean" weighs by samples. Also as torch.mean and so on.
             enable_graph: keep the value's graph in callback_metrics.
-            sync_dist: reduce over the ranks as well: epoch values at the epoch's end, step values when they are logged.
+            sync_dist: reduce over the ranks as well: epoch values at the epoch's end, a training step's at once (a
+                collective for each; an evaluation's stay the rank's own).
             sync_dist_group: has to be None: the ranks are all of the Trainer's.
             add_dataloader_idx: with several evaluation loaders, name each one's values apart (/dataloader_idx_1).
             batch_size: weight in the mean; default: the samples of this batch.

@@ -83,17 +83,21 @@ class Logs:
             value = _number(name, value)
         kept = value
         value = value.detach()
+        weight = self.samples if batch_size is None or self.samples == 0 else batch_size
         if on_step:
-            named.latest, named.samples = value, self.samples
-            self.callback_metrics[name] = kept if enable_graph else value
+            shown = value
+            if sync_dist and mode and named.metric is None and self.strategy.world_size > 1:
+                kept = shown = self._over_ranks(named.reduction, value, weight)
+            named.latest = shown
+            self.callback_metrics[name] = kept if enable_graph else shown
             if on_epoch and mode:
-                self.callback_metrics[named.step_name] = value
+                self.callback_metrics[named.step_name] = shown
             if prog_bar:
-                self.progress_bar_metrics[named.step_name] = value
+                self.progress_bar_metrics[named.step_name] = shown
             if named.logger:
                 self._step[named.step_name] = named
         if on_epoch and named.metric is None:  # a metric object gathers by itself
-            named.add(value, self.samples if batch_size is None or self.samples == 0 else batch_size)
+            named.add(value, weight)
 
     def _metric_value(self, named: "_Named", metric: Any) -> Tensor | None:
         """What a metric object says of this step. What it has gathered from a repeated sample is taken back."""
@@ -194,25 +198,20 @@ class Logs:
             self._undo = {name: metric_objects.state(metric) for name, metric in metrics.items()}
 
     def send_step(self, step: int, epoch: int) -> None:
-        """Give the loggers what the present step has logged. A collective if any of it is to be synchronised."""
-        if not self._step:
-            return
-        values = {name: named.latest for name, named in self._step.items()}
-        shared = [name for name, named in self._step.items() if named.sync and named.metric is None]
-        if shared and self.strategy.world_size > 1 and self.mode:
-            for name in shared:
-                values[name] = self._over_ranks(self._step[name])
-                self.callback_metrics[name] = values[name]
-        self.send(fetched(values), step, epoch)
+        """Give the loggers what the present step has logged."""
+        if self._step:
+            self.send(fetched({name: named.latest for name, named in self._step.items()}), step, epoch)
 
-    def _over_ranks(self, named: "_Named") -> Tensor:
-        value = named.latest.to(_EPOCH_VALUE).reshape(1)
-        if named.reduction == "mean":
-            total = self.strategy.reduce(
-                torch.cat([value * named.samples, value.new_tensor([float(named.samples)])]), reduce_op="sum"
-            )
-            return (total[0] / total[1]).float()
-        return self.strategy.reduce(value.clone(), reduce_op=named.reduction)[0].float()
+    def _over_ranks(self, reduction: str, value: Tensor, weight: float) -> Tensor:
+        """A step's value, the same on every rank before anything decides by it. Nobody waits for the device."""
+        wide = value.to(_EPOCH_VALUE, copy=True).reshape(1)
+        if reduction == "mean":
+            both = self.strategy.reduce(torch.cat([wide * weight, wide.new_full((1,), weight)]), reduce_op="sum")
+            shared = both[0] / both[1]
+        else:
+            repeated = reduction == "sum" and weight == 0
+            shared = self.strategy.reduce(torch.zeros_like(wide) if repeated else wide, reduce_op=reduction)[0]
+        return shared.to(torch.promote_types(value.dtype, torch.float))
 
     # Epochs.
 
@@ -364,7 +363,7 @@ class _Named:
 
     __slots__ = (
         "attribute", "done", "epoch_name", "given", "latest", "logger", "metric", "name", "on_epoch", "on_step",
-        "options", "prog_bar", "reduction", "samples", "step_name", "sync", "value", "weight",
+        "options", "prog_bar", "reduction", "step_name", "sync", "value", "weight",
     )  # fmt: skip
 
     def __init__(self, name: str, options: tuple[Any, ...]) -> None:
@@ -376,7 +375,6 @@ class _Named:
         self.step_name = f"{base}_step{slash}{loader}" if forked else name
         self.epoch_name = f"{base}_epoch{slash}{loader}" if forked else name
         self.latest: Tensor = torch.tensor(math.nan)
-        self.samples = 1
         self.value: Tensor | None = None
         self.weight = 0.0
         self.done: Tensor | None = None  # the epoch's value, once it was asked for

@@ -126,6 +126,61 @@ def test_s74_a_rank_without_a_batch_learns_what_the_others_have_logged(
     assert f"seen [[{value}, {most}], [{value}, {most}]]" in capfd.readouterr().out
 
 
+class OnDevice(torch.Tensor):
+    """Stands for a tensor on a device: it is counted how often one is made a number of."""
+
+    fetched = 0
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.Tensor.item, torch.Tensor.__float__, torch.Tensor.tolist, torch.Tensor.__bool__):
+            OnDevice.fetched += 1
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Steps(Blocks):
+    """Logs step values of its own on each rank, and lowers its rate by one of them."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        mine = torch.tensor(float(batch_idx + 1) * (1 + self.global_rank)).as_subclass(OnDevice)
+        options: Any = {"on_step": True, "on_epoch": True, "sync_dist": True}
+        self.log("mean", mine, **options)
+        self.log("mean_of_4", mine, batch_size=1 + 2 * self.global_rank, **options)
+        for how in ("sum", "min", "max"):
+            self.log(how, mine, reduce_fx=how, **options)
+        self.log("mine", float(mine.as_subclass(torch.Tensor)), on_step=True)
+        self.log("worse", float(3 * batch_idx if self.global_rank else -batch_idx), sync_dist=True)
+        return self.loss(batch)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        assert OnDevice.fetched == 0
+        seen, step = self.trainer.callback_metrics, batch_idx + 1
+        plain = {name: float(value.as_subclass(torch.Tensor)) / step for name, value in seen.items()}
+        assert plain["mine"] == 1 + self.global_rank
+        assert plain["mean"] == plain["mean_step"] == 1.5
+        assert plain["mean_of_4"] == 1.75
+        assert (plain["sum"], plain["min"], plain["max"]) == (3, 1, 2)
+
+    def on_fit_end(self) -> None:
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.print("rates", self.all_gather(torch.tensor(rate)).tolist())
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.0625)
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.5)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "interval": "step", "monitor": "worse"}}
+
+
+def test_s70_s78_step_values_are_those_of_all_ranks_when_they_are_logged(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Without a logger and a log step: a scheduler that looks at one lowers the same rate on each rank. Nothing is
+    fetched for it."""
+    runner = trainer(tmp_path, strategy="ddp_fork", devices=2, accelerator="cpu", max_epochs=1, limit_val_batches=0)
+    runner.fit(Steps(), loader(2, 16))
+    assert "rates [0.0078125, 0.0078125]" in capfd.readouterr().out  # 4 steps, the first is the best
+
+
 def test_s74_c07_every_sample_counts_once(tmp_path: Path, alone: dict[str, Any]) -> None:
     """22 samples in rounds of 6 over 3 ranks: the last round has 4, one rank gets two of them and two get one."""
     found = trained(tmp_path, 3, "ddp_fork", 3)
