@@ -91,6 +91,7 @@ class Fabric(Rank):
 
     @property
     def device(self) -> torch.device:
+        """Of this rank."""
         return self.strategy.root_device
 
     def barrier(self, name: str | None = None) -> None:
@@ -345,6 +346,7 @@ class Fabric(Rank):
                 method(*args, **kwargs)
 
     def log(self, name: str, value: Any, step: int | None = None) -> None:
+        """`log_dict` of one value: a number, or a tensor of one element."""
         self.log_dict({name: value}, step)
 
     def log_dict(self, metrics: dict[str, Any], step: int | None = None) -> None:

@@ -131,6 +131,7 @@ class LightningModule(Hyperparameters, nn.Module):
 
     @property
     def on_gpu(self) -> bool:
+        """Is the first parameter on a CUDA device?"""
         return self.device.type == "cuda"
 
     @property

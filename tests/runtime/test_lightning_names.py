@@ -69,9 +69,9 @@ INSIDES = {
     "TReduce", "T_destination", "Tqdm", "call_register_accelerators", "clean_namespace", "collect_init_args", "convert",
     "convert_inf", "convert_tensors_to_scalars", "convert_to_tensors", "do_nothing_closure", "get_cpu_stats",
     "get_device_stats", "get_formatted_model_size", "get_human_readable_count", "get_init_args", "get_nvidia_gpu_stats",
-    "get_standard_metrics", "has_iterable_dataset", "has_len", "has_len_all_ranks", "is_cuda_available", "is_wrapped",
+    "get_standard_metrics", "has_iterable_dataset", "has_len", "has_len_all_ranks", "is_cuda_available",
     "load_hparams_from_tags_csv", "load_hparams_from_yaml", "multiplicative", "num_cuda_devices", "parse_batch_shape",
-    "parse_class_init_keys", "remove_module_hooks", "save_hparams_to_tags_csv", "save_hparams_to_yaml",
+    "parse_class_init_keys", "remove_module_hooks", "save_hparams_to_tags_csv",
     "seed_everything", "sized_len", "update_hparams",
 }  # fmt: skip
 
@@ -111,6 +111,30 @@ def test_s100_every_submodule_of_lightning_has_a_home_or_it_is_said_what_to_use(
         ]
     assert not missing, "\n".join(missing)
     assert names_seen >= INSIDES, "nothing is excused that is not there"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "accelerators.GPUAccelerator", "accelerators.IPUAccelerator", "callbacks.GPUStatsMonitor",
+        "callbacks.XLAStatsMonitor", "callbacks.base.Callback", "core.decorators.auto_move_data",
+        "core.lightning.LightningModule", "core.memory.ModelSummary", "core.saving.save_hparams_to_yaml",
+        "data_loader", "is_wrapped", "logging.TensorBoardLogger", "loggers.TestTubeLogger",
+        "loggers.base.LightningLoggerBase", "metrics.functional.accuracy", "plugins.ApexMixedPrecisionPlugin",
+        "plugins.DDPShardedPlugin", "plugins.PrecisionPlugin", "plugins.training_type.DDPPlugin",
+        "profiler.SimpleProfiler", "strategies.BaguaStrategy", "strategies.DDPFullyShardedNativeStrategy",
+        "strategies.DDPSpawnStrategy", "strategies.HPUStrategy", "strategies.launchers", "TrainResult", "EvalResult",
+        "utilities.AMPType", "utilities.parsing.str_to_bool",
+    ],
+)  # fmt: skip
+def test_s100_names_of_earlier_lightnings_are_here_or_it_is_said_what_to_use(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    try:
+        home = lightning_alias._home(f"pytorch_lightning.{module}" if module else "pytorch_lightning")
+    except lightning_alias.MissingInEverstep:
+        home = None
+    here = home is not None and hasattr(importlib.import_module(home), name)
+    assert here or instead_of(path) is not None
 
 
 @pytest.mark.parametrize("package", ["callbacks", "loggers", "profilers", "strategies"])

@@ -59,6 +59,7 @@ class BaseFinetuning(Callback):
 
     @staticmethod
     def make_trainable(modules: Modules) -> None:
+        """Gradients for all parameters of the modules, and running statistics for their batch norms."""
         for part in BaseFinetuning.flatten_modules(modules):
             if isinstance(part, _BatchNorm):
                 part.track_running_stats = True

@@ -137,6 +137,7 @@ class ModelCheckpoint(Checkpoint):
 
     @property
     def every_n_epochs(self) -> int:
+        """Save after so many epochs; 0: not by epochs."""
         return self._every_n_epochs
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,4 +23,5 @@ class ModelSummary(Callback):
             self.show(Summary(pl_module, self.max_depth))
 
     def show(self, summary: Summary) -> None:
+        """Print it; for sub-classes that show it elsewhere."""
         print(f"\n{summary}", flush=True)

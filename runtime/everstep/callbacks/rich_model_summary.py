@@ -13,6 +13,7 @@ class RichModelSummary(ModelSummary):
         super().__init__(max_depth)
 
     def show(self, summary: Summary) -> None:
+        """Print it as a table of rich's."""
         from rich.console import Console
         from rich.table import Table
 

@@ -45,6 +45,7 @@ class Timer(Callback):
         return self._start[stage]
 
     def end_time(self, stage: str = "train") -> float | None:
+        """When the stage ended, in seconds of a clock without a date; None: it has not."""
         return self._end[stage]
 
     def time_elapsed(self, stage: str = "train") -> float:

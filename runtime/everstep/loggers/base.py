@@ -16,10 +16,12 @@ class Logger:
 
     @property
     def name(self) -> str | None:
+        """Of the experiment; None: it has none."""
         return None
 
     @property
     def version(self) -> int | str | None:
+        """Of the run within the experiment; None: it has none."""
         return None
 
     def take_version(self, version: int | str | None) -> None:
@@ -27,6 +29,7 @@ class Logger:
 
     @property
     def save_dir(self) -> str | None:
+        """The folder above those of experiments; None: it writes no files."""
         return None
 
     @property

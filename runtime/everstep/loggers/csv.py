@@ -34,6 +34,7 @@ class CSVLogger(FolderLogger):
 
     @property
     def path(self) -> Path:
+        """The file with the values."""
         return Path(self.log_dir) / "metrics.csv"
 
     @property

@@ -6,6 +6,8 @@ from everstep.loggers.base import Logger
 
 
 class DummyLogger(Logger):
+    """Takes everything, keeps nothing."""
+
     @property
     def experiment(self) -> Any:
         """Whatever is called on it does nothing."""

@@ -25,10 +25,12 @@ class FolderLogger(Logger):
 
     @property
     def name(self) -> str:
+        """Of the experiment: the folder below save_dir."""
         return self._name
 
     @property
     def save_dir(self) -> str:
+        """The folder above those of experiments."""
         return str(self._save_dir)
 
     @property
@@ -38,6 +40,7 @@ class FolderLogger(Logger):
 
     @property
     def version(self) -> int | str:
+        """A number, the next free one if none was given, or a name."""
         if self._version is None:
             taken = [re.fullmatch(r"version_(\d+)", path.name) for path in Path(self.root_dir).glob("version_*")]
             self._version = max((int(match[1]) for match in taken if match), default=-1) + 1
@@ -59,4 +62,5 @@ class FolderLogger(Logger):
         write_yaml(Path(self.log_dir) / "code.yaml", code)
 
     def prefixed(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The metrics with the prefix before their names."""
         return {f"{self._prefix}{name}": value for name, value in metrics.items()} if self._prefix else dict(metrics)

@@ -69,6 +69,7 @@ class MLFlowLogger(Logger):
 
     @property
     def run_id(self) -> str | None:
+        """MLflow's id of the run, which begins when it is first asked for."""
         _ = self.experiment
         return self._run_id
 

@@ -66,6 +66,7 @@ class WandbLogger(Logger):
 
     @property
     def save_dir(self) -> str:
+        """The folder of wandb/, with the runs."""
         return str(self._save_dir)
 
     @property

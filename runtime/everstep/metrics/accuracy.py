@@ -69,6 +69,7 @@ class Accuracy(nn.Module):
         return self.correct / self.total if self.total else torch.full((), torch.nan, device=self.correct.device)
 
     def reset(self) -> None:
+        """Forget what was gathered."""
         self.correct = torch.zeros_like(self.correct)
         self.total = 0
         self._forward_cache = None
@@ -77,9 +78,11 @@ class Accuracy(nn.Module):
 
     @property
     def metric_state(self) -> dict[str, Any]:
+        """What was gathered, for checkpoints: tensors and plain data."""
         return {"correct": self.correct, "total": self.total, "task": self.task}
 
     def load_metric_state(self, state: dict[str, Any]) -> None:
+        """Take back what `metric_state` gave."""
         self.correct = state["correct"].to(self.correct.device)
         self.total, self.task = state["total"], state["task"]
 

@@ -47,12 +47,14 @@ class Precision:
         return loss
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Compute gradients of the loss; scaled, where the format needs it."""
         loss.backward(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Give gradients their true size, before anybody looks at or clips them."""
 
     def step(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None = None) -> Any:
+        """The optimizer's step; `closure` computes the loss again, for those that ask for it."""
         return optimizer.step() if closure is None else optimizer.step(closure)
 
     def state_dict(self) -> dict[str, Any]:

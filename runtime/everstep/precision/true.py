@@ -10,11 +10,12 @@ from everstep.precision.base import Precision, cast_floats, default_dtype
 
 
 class TruePrecision(Precision):
+    """
+    Args:
+        name: "64-true", "16-true" or "bf16-true".
+    """
+
     def __init__(self, name: str) -> None:
-        """
-        Args:
-            name: "64-true", "16-true" or "bf16-true".
-        """
         self.name = name
         self.dtype = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}[name]
 

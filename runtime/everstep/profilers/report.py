@@ -61,6 +61,7 @@ class ReportingProfiler(Profiler):
 
     @property
     def folder(self) -> Path:
+        """Where reports go: dirpath, or the logger's folder of this run."""
         return Path(self.dirpath or self._log_dir or ".")
 
 

@@ -52,6 +52,7 @@ class CombinedLoader:
         return min(sizes) if self.mode == "min_size" else max(sizes)
 
     def set_epoch(self, epoch: int) -> None:
+        """Tell the loaders, and their samplers, that have such a method."""
         for loader in self.flattened:
             for part in (loader, getattr(loader, "sampler", None)):
                 if part is not None and hasattr(part, "set_epoch"):

@@ -56,18 +56,22 @@ class Strategy:
 
     @property
     def precision_plugin(self) -> Precision:
+        """Lightning's name of `precision`."""
         return self.precision
 
     @property
     def rank(self) -> int:
+        """Of this process in the run, 0 …."""
         return 0
 
     @property
     def world_size(self) -> int:
+        """Processes in the run."""
         return 1
 
     @property
     def global_rank(self) -> int:
+        """Lightning's name of `rank`."""
         return self.rank
 
     @property
@@ -77,6 +81,7 @@ class Strategy:
 
     @property
     def is_global_zero(self) -> bool:
+        """Is this rank 0?"""
         return self.rank == 0
 
     @property
@@ -91,6 +96,7 @@ class Strategy:
 
     @property
     def root_device(self) -> torch.device:
+        """Of this rank."""
         return self.accelerator.device(self.devices[self.environment.local_rank % len(self.devices)])
 
     def setup(self, module: nn.Module, move_to_device: bool = True) -> None:

@@ -22,6 +22,7 @@ class Rank:
 
     @property
     def global_rank(self) -> int:
+        """Of this process in the run, 0 …."""
         return self.strategy.rank
 
     @property
@@ -31,14 +32,17 @@ class Rank:
 
     @property
     def node_rank(self) -> int:
+        """Of this process's node, 0 …."""
         return self.strategy.environment.node_rank
 
     @property
     def world_size(self) -> int:
+        """Processes in the run."""
         return self.strategy.world_size
 
     @property
     def is_global_zero(self) -> bool:
+        """Is this rank 0?"""
         return self.strategy.rank == 0
 
     def init_module(self, empty_init: bool | None = None) -> AbstractContextManager[Any]:

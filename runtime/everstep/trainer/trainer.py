@@ -602,6 +602,7 @@ class Trainer(Rank):
 
     @property
     def early_stopping_callbacks(self) -> list[EarlyStopping]:
+        """All of them."""
         return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
 
     @property
@@ -611,10 +612,12 @@ class Trainer(Rank):
 
     @property
     def progress_bar_callback(self) -> ProgressBar | None:
+        """The bar; None: there is none, as on ranks other than 0."""
         return next((callback for callback in self.callbacks if isinstance(callback, ProgressBar)), None)
 
     @property
     def checkpoint_callbacks(self) -> list[Checkpoint]:
+        """All that keep checkpoints, which come last."""
         return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
 
     @property
@@ -695,6 +698,7 @@ class Trainer(Rank):
 
     @property
     def num_nodes(self) -> int:
+        """That the launcher has started."""
         return self.run.environment.num_nodes
 
     @property
@@ -734,15 +738,18 @@ class Trainer(Rank):
 
     @property
     def num_sanity_val_batches(self) -> list[int | float]:
+        """Of a rank, of each loader, in the sanity check."""
         most = self.num_sanity_val_steps
         return [min(count, most) if most >= 0 else count for count in self.num_val_batches]
 
     @property
     def num_test_batches(self) -> list[int | float]:
+        """Of a rank, of each loader."""
         return self.num_batches["test"]
 
     @property
     def num_predict_batches(self) -> list[int | float]:
+        """Of a rank, of each loader."""
         return self.num_batches["predict"]
 
     @property
@@ -784,6 +791,7 @@ class Trainer(Rank):
 
     @property
     def log_dir(self) -> str | None:
+        """The first logger's folder of this run; without a logger default_root_dir."""
         return self.logger.log_dir if self.logger is not None else str(self.default_root_dir)
 
     @property
@@ -808,10 +816,12 @@ class Trainer(Rank):
 
     @property
     def training(self) -> bool:
+        """Is a fit at its training batches?"""
         return self.state.stage == RunningStage.TRAINING
 
     @property
     def sanity_checking(self) -> bool:
+        """Is a fit at its sanity check?"""
         return self.state.stage == RunningStage.SANITY_CHECKING
 
     @property
@@ -821,14 +831,17 @@ class Trainer(Rank):
 
     @property
     def testing(self) -> bool:
+        """Is a test running?"""
         return self.state.stage == RunningStage.TESTING
 
     @property
     def predicting(self) -> bool:
+        """Is a prediction running?"""
         return self.state.stage == RunningStage.PREDICTING
 
     @property
     def evaluating(self) -> bool:
+        """Is a validation (also a fit's, also its sanity check), test or prediction running?"""
         return self.state.stage is not None and self.state.stage.evaluating
 
     @property
