@@ -383,6 +383,12 @@ CASES: tuple[Case, ...] = (
     ok("a path with a space", run(command=["python", "my script.py"])),
     bad("torchrun", run(command=["/opt/bin/torchrun", "x.py"]), "trainer.command is what each rank runs", "cel"),
     bad("torchrun's module", run(command=["python", "-m", "torch.distributed.run"]), "trainer.command is what", "cel"),
+    bad(
+        "torchrun's forerunner", run(command=["python", "-m", "torch.distributed.launch"]), "trainer.command is", "cel"
+    ),
+    bad("accelerate", run(command=["accelerate", "launch", "x.py"]), "a launcher such as torchrun", "cel"),
+    bad("MPI", run(command=["/usr/bin/mpirun", "python", "x.py"]), "a launcher such as torchrun", "cel"),
+    bad("a store without a bucket", saved("s3:///p"), "checkpoint.uri s3:///p names no bucket: write s3://", "cel"),
     ok("a name like torchrun's", run(command=["python", "torchrun.py"])),
     bad("devices of CPUs", run(resources={"limits": {"nvidia.com/gpu": 8}}), "trainer.resources asks for dev", "cel"),
     bad("chips of CPUs", run(resources={"requests": {"google.com/tpu": 4}}), "trainer.resources asks for dev", "cel"),
@@ -394,6 +400,15 @@ CASES: tuple[Case, ...] = (
     ),
     bad("a kilo", run(resources={"requests": {"memory": "4K"}}), 'quantity such as 2, "500m" or 16Gi, not "4K"'),
     bad("a list for an object", run({"trainer": ["x"]}), "spec.trainer must be a mapping of fields, not a list"),
+    bad("a GPU", run({"accelerator": {"type": "gpu"}}), "'cpu', 'cuda' or 'tpu', not \"gpu\": write cuda"),
+    bad(
+        "resources by name",
+        run(resources={"cpu": 4}),
+        "resources has no field cpu: write requests: {cpu: …}",
+        "unknown",
+    ),
+    bad("variables by name", run(env={"A": "b"}), "must be a list, not a mapping: write [{name: …, value: …}]"),
+    bad("a Secret by reference", saved("s3://b/p", credentialsSecret={"name": "s3"}), "a mapping: write its name, s3"),
     bad("an accelerator of tomorrow", run({"accelerator": {"type": "qpu"}}), "'cpu', 'cuda' or 'tpu', not \"qpu\""),
     bad("a fraction without quotes", run(resources={"limits": {"cpu": 0.5}}), 'not 0.5: write "0.5"'),
     # unknown fields

@@ -93,6 +93,11 @@ class Checkpoint(Model):
             "checkpoint.uri {uri} is not absolute: write file:///absolute/path, with three slashes",
         ),
         Rule(
+            lambda c: not c.uri.startswith(("s3:///", "gs:///", "az:///")),
+            "!self.uri.matches('^(s3|gs|az):///')",
+            "checkpoint.uri {uri} names no bucket: write s3://bucket/prefix",
+        ),
+        Rule(
             lambda c: c.endpoint is None or c.uri.startswith("s3://"),
             "!has(self.endpoint) || self.uri.startsWith('s3://')",
             "checkpoint.endpoint is for s3:// only, and uri is {uri}: remove endpoint or change uri",

@@ -175,7 +175,8 @@ def _sentence(error: dict[str, Any]) -> str:
         way_out = _unquote(kind, value) or _way_out(error["loc"], kind, value)
         return f"{where} must be {wanted}, not {_kind_of(value)}{way_out}"
     if kind in ("literal_error", "enum"):
-        return f"{where} must be {context['expected']}, not {_shown(value)}"
+        cuda = ": write cuda" if where == "spec.accelerator.type" and value in ("gpu", "nvidia", "GPU") else ""
+        return f"{where} must be {context['expected']}, not {_shown(value)}{cuda}"
     if kind in ("greater_than_equal", "less_than_equal"):
         bound = f"at least {context['ge']:g}" if "ge" in context else f"at most {context['le']:g}"
         return f"{where} must be {bound}, not {_shown(value)}"
@@ -240,6 +241,8 @@ def _meant(name: str, known: frozenset[str]) -> str | None:
 
 def _unknown(parent: str, name: str, known: frozenset[str]) -> str:
     inside = f"{parent} has no field {name}" if parent != "the manifest" else f"a TrainingRun has no field {name}"
+    if parent.endswith(".resources"):
+        return f"{inside}: write requests: {{{name}: …}}, or limits"
     elsewhere = _ELSEWHERE.get(name)
     if elsewhere is not None and elsewhere not in known:
         return f"{inside}: write spec.{elsewhere}"
@@ -307,6 +310,10 @@ def _way_out(location: tuple[int | str, ...], kind: str, value: Any) -> str:
     name = str(location[-1])
     if kind == "tuple_type" and isinstance(value, str):
         return f": write [{', '.join(value.split())}]"
+    if name == "env" and isinstance(value, dict):
+        return ": write [{name: …, value: …}]"
+    if kind == "string_type" and isinstance(value, dict) and isinstance(value.get("name"), str):
+        return f": write its name, {value['name']}"
     if kind in ("model_type", "model_attributes_type") and value is not None and (fields := _field_names(location)):
         return f": it has {', '.join(sorted(fields))}"
     if name == "numProcPerNode" and value in ("auto", "gpu", "cpu"):

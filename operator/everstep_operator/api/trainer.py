@@ -1,5 +1,6 @@
 """spec.trainer: what each rank runs, and the container that it runs in."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -98,6 +99,11 @@ class Resources(Model):
 Argument = Annotated[str, StringConstraints(max_length=8_192)]
 
 
+#: What starts ranks by itself.
+_LAUNCHERS = "(.*/)?(torchrun|accelerate|deepspeed|mpirun|mpiexec|horovodrun)"
+_LAUNCHER_MODULES = ("torch.distributed.run", "torch.distributed.launch")
+
+
 class Trainer(Model):
     image: Text | None = Field(
         default=None, description="Container image of the workers. Default: the runtime image of the operator."
@@ -158,11 +164,11 @@ class Trainer(Model):
             "trainer.command is executed without a shell: write each word by itself, such as [python, train.py]",
         ),
         Rule(
-            lambda t: t.command[0].rpartition("/")[2] != "torchrun" and "torch.distributed.run" not in t.command,
-            "self.command[0] != 'torchrun' && !self.command[0].endsWith('/torchrun') && "
-            "!('torch.distributed.run' in self.command)",
-            "trainer.command is what each rank runs, and torchrun would start ranks in every rank: write "
-            "[python, train.py], and numProcPerNode for its --nproc-per-node",
+            lambda t: re.fullmatch(_LAUNCHERS, t.command[0]) is None and not set(_LAUNCHER_MODULES) & set(t.command),
+            f"!self.command[0].matches('^{_LAUNCHERS}$') && "
+            f"!{list(_LAUNCHER_MODULES)}.exists(module, module in self.command)",
+            "trainer.command is what each rank runs, and a launcher such as torchrun would start ranks in every rank: "
+            "write [python, train.py], and numProcPerNode for its --nproc-per-node",
         ),
     )
 
