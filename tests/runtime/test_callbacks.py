@@ -16,6 +16,7 @@ from everstep.callbacks import (
     GradientAccumulationScheduler,
     LambdaCallback,
     LearningRateMonitor,
+    ModelCheckpoint,
     ModelSummary,
     ProgressBar,
     RichModelSummary,
@@ -408,6 +409,11 @@ def test_conflicting_callbacks_are_named(tmp_path: Path) -> None:
         L.Trainer(enable_progress_bar=False, callbacks=[ProgressBar()], default_root_dir=tmp_path)
     with pytest.raises(ConfigurationError, match="callbacks has a int"):
         trainer(tmp_path, callbacks=[3])
+    for given in (L.Callback, [L.Callback]):
+        with pytest.raises(ConfigurationError, match=r"callbacks has the class Callback: give an object of it"):
+            trainer(tmp_path, callbacks=given)
+    with pytest.raises(ConfigurationError, match=r"train_time_interval=5\): it has to be a datetime.timedelta"):
+        ModelCheckpoint(train_time_interval=5)  # type: ignore[arg-type]
     twice = [EarlyStopping("a"), EarlyStopping("a", patience=9)]
     with pytest.raises(ConfigurationError, match=r"two callbacks save their state as \"EarlyStopping"):
         trainer(tmp_path, callbacks=twice)

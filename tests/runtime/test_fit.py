@@ -284,6 +284,7 @@ def test_a_dict_with_the_loss_is_fine_and_so_is_a_step_without_index(tmp_path: P
             r"\(batch, index, hiddens\) cannot be called",
         ),
         ("fit", "training_step", lambda self, batch, index, optimizer_idx: None, "takes optimizer_idx, which is given"),
+        ("fit", "training_step", lambda self, dataloader_iter: None, r"fetches the batches.*take \(batch, batch_idx\)"),
         ("fit", "validation_step", lambda self, a, b, c, d: None, r"is given \(batch, batch_idx, dataloader_idx\)$"),
         ("test", "test_step", lambda self: None, r"test_step\(\) cannot be called"),
         ("predict", "predict_step", lambda self: None, r"predict_step\(\) cannot be called"),

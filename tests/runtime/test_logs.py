@@ -82,6 +82,35 @@ def test_s70_s108_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
     assert runner.logged_metrics["value_step"].item() == 8.5
 
 
+def test_s70_values_have_no_dimensions_and_double_ones_stay_so_as_in_lightning(tmp_path: Path) -> None:
+    def seen(package: Any) -> dict[str, tuple[Any, Any, float]]:
+        class Module(package.LightningModule):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = torch.nn.Linear(1, 1)
+
+            def training_step(self, batch: Any, batch_idx: int) -> Any:
+                third = torch.tensor([batch_idx / 3])
+                for name, value in {"one": third, "double": third.double()}.items():
+                    self.log(name, value, on_step=True, on_epoch=True)
+                return self.layer(batch[0]).mean()
+
+            def configure_optimizers(self) -> Any:
+                return torch.optim.SGD(self.parameters(), lr=0.0)
+
+        flags = ("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger")
+        runner = package.Trainer(
+            max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, **dict.fromkeys(flags, False)
+        )
+        runner.fit(Module(), numbers())
+        return {name: (v.shape, v.dtype, round(float(v), 2)) for name, v in runner.callback_metrics.items()}
+
+    with quiet():
+        expected = seen(lightning)
+    assert expected["double_epoch"][:2] == (torch.Size([]), torch.float64)
+    assert seen(L) == expected
+
+
 def test_s70_logger_false_keeps_it_from_loggers_alone(tmp_path: Path) -> None:
     sink = Sink()
     runner = trainer(tmp_path, max_epochs=1, logger=sink, log_every_n_steps=1)

@@ -44,6 +44,17 @@ def test_s41_pytorch(tmp_path: Path) -> None:
     assert "training_step" in names
 
 
+def test_s41_pytorch_by_shapes_and_what_it_does_not_take(tmp_path: Path) -> None:
+    fit(tmp_path, PyTorchProfiler(tmp_path, "ops", True, table_kwargs={"header": "of each shape"}))
+    table = (tmp_path / "fit-ops.txt").read_text()
+    assert "Input Shapes" in table
+    assert "of each shape" in table
+    with pytest.raises(ConfigurationError, match="no argument emit_nvtx: run the script under `nsys"):
+        PyTorchProfiler(emit_nvtx=True)
+    with pytest.raises(ConfigurationError, match=r"no argument wiht_stack: torch.profiler.profile takes .*with_stack"):
+        PyTorchProfiler(wiht_stack=True)
+
+
 def test_s59_ones_own_actions_and_errors(tmp_path: Path) -> None:
     profiler = SimpleProfiler(tmp_path, "mine", extended=False)
     with profiler.profile("tokenize"):

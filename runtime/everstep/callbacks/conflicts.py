@@ -15,6 +15,9 @@ def check(callbacks: Sequence[Any]) -> None:
         ConfigurationError: one is no callback, two would be in each other's way, or share a name in checkpoints.
     """
     for callback in callbacks:
+        if isinstance(callback, type):
+            name = callback.__name__
+            raise ConfigurationError(f"callbacks has the class {name}: give an object of it, {name}(…)")
         if not isinstance(callback, Callback):
             raise ConfigurationError(
                 f"callbacks has a {type(callback).__name__}: every one has to be an everstep Callback"

@@ -90,6 +90,11 @@ class ModelCheckpoint(Checkpoint):
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
             if value is not None and value < 0:
                 raise ConfigurationError(f"ModelCheckpoint({name}={value}): it has to be at least 0, for never")
+        if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
+            raise ConfigurationError(
+                f"ModelCheckpoint(train_time_interval={train_time_interval!r}): it has to be a datetime.timedelta, "
+                "such as timedelta(minutes=5)"
+            )
         if bool(every_n_train_steps) + bool(every_n_epochs) + (train_time_interval is not None) > 1:
             raise ConfigurationError(
                 "ModelCheckpoint takes one of every_n_train_steps, every_n_epochs and train_time_interval: make two of "

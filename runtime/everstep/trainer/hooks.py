@@ -218,6 +218,11 @@ def _check_steps(module: LightningModule) -> None:
             continue
         step = getattr(module, name)
         names, least, most = _arguments(step, bound=True)
+        if "dataloader_iter" in names:
+            raise ConfigurationError(
+                f"{type(module).__name__}.{name}({', '.join(names)}): Everstep fetches the batches, so that a resume "
+                f"knows which have been seen: take ({', '.join(given)})"
+            )
         if name == "training_step" and "optimizer_idx" in names[:least]:  # configure_optimizers will tell
             least -= 1
         if most < 1 or least > len(given):

@@ -81,14 +81,16 @@ class Logs:
                 return
         elif type(value) is not Tensor:
             value = _number(name, value)
+        if value.dim():
+            value = value.reshape(())
         kept = value
         value = value.detach()
         weight = self.samples if batch_size is None or self.samples == 0 else batch_size
+        named.latest = value
         if on_step:
             shown = value
             if sync_dist and mode and named.metric is None and self.strategy.world_size > 1:
-                kept = shown = self._over_ranks(named.reduction, value, weight)
-            named.latest = shown
+                named.latest = kept = shown = self._over_ranks(named.reduction, value, weight)
             self.callback_metrics[name] = kept if enable_graph else shown
             if on_epoch and mode:
                 self.callback_metrics[named.step_name] = shown
@@ -211,7 +213,7 @@ class Logs:
         else:
             repeated = reduction == "sum" and weight == 0
             shared = self.strategy.reduce(torch.zeros_like(wide) if repeated else wide, reduce_op=reduction)[0]
-        return shared.to(torch.promote_types(value.dtype, torch.float))
+        return shared.to(at_least_float(value))
 
     # Epochs.
 
@@ -358,6 +360,11 @@ def fetched(values: dict[str, Tensor]) -> dict[str, float]:
     return dict(zip(values, numbers, strict=True))
 
 
+def at_least_float(value: Tensor) -> torch.dtype:
+    """Of what comes of reducing such a value: float32, or float64 where it is."""
+    return torch.promote_types(value.dtype, torch.float)
+
+
 class _Named:
     """One name of `self.log`: its arguments, its latest value and what it has come to in this epoch."""
 
@@ -420,4 +427,4 @@ class _Named:
                 weight = 1.0
         if weight == 0:
             return None
-        return (value / weight if self.reduction == "mean" else value).float()
+        return (value / weight if self.reduction == "mean" else value).to(at_least_float(self.latest))

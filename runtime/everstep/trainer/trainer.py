@@ -199,7 +199,9 @@ class Trainer(Rank):
         self._loggers = _loggers(True if logger is None else logger, self.default_root_dir)
         if fast_dev_run:
             self._only_try_out(int(fast_dev_run))
-        self.callbacks: list[Callback] = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        self.callbacks: list[Callback] = (
+            [callbacks] if isinstance(callbacks, Callback) or callable(callbacks) else list(callbacks or ())
+        )
         conflicts.check(self.callbacks)
         conflicts.check_flags(self.callbacks, enable_progress_bar, enable_model_summary)
         bar = enable_progress_bar is not False
