@@ -107,6 +107,8 @@ def manifest(number: int, workers: int) -> dict[str, Any]:
 
 
 async def prepare(api: ApiServer) -> None:
+    if not (await api.request("GET", "/api/v1/nodes?labelSelector=type%3Dkwok"))["items"]:
+        raise SystemExit("there are no simulated nodes: start kwok, with nodes labelled type=kwok")
     await delete(api)
     await api.request("POST", "/api/v1/namespaces", body={"metadata": {"name": NAMESPACE}})
     await api.request("POST", f"{POLICIES}/mutatingadmissionpolicies", body=policy())
