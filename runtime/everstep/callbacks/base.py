@@ -30,6 +30,10 @@ class Callback:
         """Names this callback's state in a checkpoint; make it unique if two of one class are used."""
         return type(self).__qualname__
 
+    def _generate_state_key(self, **kwargs: Any) -> str:
+        """For `state_key`: the class, and what tells this one from others of it."""
+        return f"{type(self).__qualname__}{kwargs!r}"
+
     def state_dict(self) -> dict[str, Any]:
         """What the callback remembers, as tensors and JSON values. Comes back in `load_state_dict` after a resume."""
         return {}

@@ -33,7 +33,8 @@ def check(callbacks: Sequence[Any]) -> None:
                     f"{type(callback).__name__} and {type(other).__name__} do not go together, both change the weights "
                     "that are kept: take one of them away"
                 )
-    keys = [callback.state_key for callback in callbacks if callback.state_dict()]
+    # Its state is not asked for: a callback may have one only when a fit has begun.
+    keys = [callback.state_key for callback in callbacks if type(callback).state_dict is not Callback.state_dict]
     for key in keys:
         if keys.count(key) > 1:
             raise ConfigurationError(f"two callbacks save their state as {key!r}: override state_key in one of them")

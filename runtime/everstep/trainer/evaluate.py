@@ -14,7 +14,7 @@ from everstep.sampling.loader import Remade, has_positions
 from everstep.sampling.schedule import evaluation
 from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
-from everstep.trainer.hooks import Hooks, positional, required
+from everstep.trainer.hooks import Hooks, positional, refuse_unnumbered, required
 from everstep.trainer.loaders import Loaders, combined
 from everstep.trainer.transfer import Transfer
 
@@ -65,6 +65,8 @@ class Evaluation:
                     f"there are {len(several)} {stage} loaders: define "
                     f"{type(self.module).__name__}.{stage}_step(batch, batch_idx, dataloader_idx)"
                 )
+            if len(several) > 1:
+                refuse_unnumbered((self.module, *trainer.callbacks), stage, len(several))
             limit = trainer.limit_batches(stage)
             same = bool(trainer.overfit_batches) and stage == "validation"
             self._made = [
@@ -135,6 +137,7 @@ class Evaluation:
         batch_start, batch_end = hooks[f"on_{stage}_batch_start"], hooks[f"on_{stage}_batch_end"]
         several = len(self.loaders) > 1
         wants_index, wants_number = self._arguments > 1, several or self._required > 2
+        which = (number,) if several else ()
         logs.suffix = f"/dataloader_idx_{number}" if several else ""
         in_fit = self.trainer.fitting
         self.seen.extend([0] * (number + 1 - len(self.seen)))
@@ -147,13 +150,13 @@ class Evaluation:
             if stage == "predict":
                 indices.append(loader.indices)
             for listener in batch_start:
-                listener(batch, index, number)
+                listener(batch, index, *which)
             if wants_number:
                 output = step(batch, index, number)
             else:
                 output = step(batch, index) if wants_index else step(batch)
             for listener in batch_end:
-                listener(output, batch, index, number)
+                listener(output, batch, index, *which)
             if not self.trainer.sanity_checking:
                 logs.send_step(self.seen[number], self.trainer.current_epoch)
                 self.seen[number] += 1

@@ -74,6 +74,7 @@ _EVALUATION = tuple(
     for stage in STAGES
     for moment in ("start", "epoch_start", "batch_start", "batch_end", "epoch_end", "end")
 )
+_OF_A_LOADER = tuple(name for name in _EVALUATION if "_batch_" in name)
 _OF_CALLBACKS = ("on_sanity_check_start", "on_sanity_check_end")
 _OF_THE_MODULE = (
     "on_validation_model_zero_grad",
@@ -137,8 +138,11 @@ class Hooks:
         profiler: Profiler = trainer.profiler
         timed = profiler.timed
 
+        def method_of(owner: object, name: str) -> Callable[..., Any]:
+            return _with_loader(owner, name) if name in _OF_A_LOADER else getattr(owner, name)
+
         def of_callback(callback: Callback, name: str) -> Callable[..., Any]:
-            bound: Callable[..., Any] = partial(getattr(callback, name), trainer, module)
+            bound: Callable[..., Any] = partial(method_of(callback, name), trainer, module)
             return profiler.timed(f"[Callback]{callback.state_key}.{name}", bound)
 
         self._table: dict[str, Listeners] = {MONITORS: ()}
@@ -151,7 +155,7 @@ class Hooks:
                 data = timed(f"[LightningDataModule]{type(datamodule).__name__}.{name}", getattr(datamodule, name))
                 heard.insert(0, data)
             if name not in _OF_CALLBACKS and _overridden(module, name, LightningModule):
-                heard.append(timed(f"[LightningModule]{type(module).__name__}.{name}", getattr(module, name)))
+                heard.append(timed(f"[LightningModule]{type(module).__name__}.{name}", method_of(module, name)))
             if name == "on_train_epoch_end":
                 self._table[MONITORS] = tuple(of_callback(c, name) for c in listening if c.monitors)
             self._table[name] = tuple(heard)
@@ -182,6 +186,48 @@ def positional(function: Callable[..., Any]) -> float:
 def required(function: Callable[..., Any]) -> int:
     """How many positional arguments a function has to be given."""
     return _arguments(function, bound=True)[1]
+
+
+def _with_loader(owner: object, name: str) -> Callable[..., Any]:
+    """A hook of an evaluation's batches: with one loader it is not given its number, or a 0 if it has no default."""
+    method: Callable[..., Any] = getattr(owner, name)
+    taken = _taken(owner, name)
+    if taken is None or taken[0] < _all_of(owner, name):
+        return method
+
+    def numbered(*arguments: Any) -> Any:
+        return method(*arguments) if len(arguments) == _all_of(owner, name) else method(*arguments, 0)
+
+    return numbered
+
+
+def _taken(owner: object, name: str) -> tuple[int, float] | None:
+    """How many arguments a hook has to be given, and how many it takes; None: a builtin that does not tell."""
+    try:
+        return _arguments(getattr(owner, name), bound=True)[1:]
+    except (TypeError, ValueError):
+        return None
+
+
+def _all_of(owner: object, name: str) -> float:
+    """How many arguments it may be given."""
+    return _arguments(getattr(Callback if isinstance(owner, Callback) else LightningModule, name), bound=False)[2]
+
+
+def refuse_unnumbered(owners: Iterable[object], stage: str, loaders: int) -> None:
+    """
+    Raises:
+        ConfigurationError: there are several loaders, and a hook cannot be told which one a batch is of.
+    """
+    for owner in owners:
+        for name in (f"on_{stage}_batch_start", f"on_{stage}_batch_end"):
+            if _overridden(owner, name, Callback if isinstance(owner, Callback) else LightningModule):
+                taken = _taken(owner, name)
+                if taken is not None and taken[1] < _all_of(owner, name):
+                    raise ConfigurationError(
+                        f"there are {loaders} {stage} loaders: {type(owner).__name__}.{name} has to take "
+                        "dataloader_idx as its last argument"
+                    )
 
 
 def _refuse_gone(owner: object) -> None:

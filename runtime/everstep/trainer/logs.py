@@ -155,6 +155,10 @@ class Logs:
             )
         normal = (prog_bar, logger, on_step, on_epoch, reduction, sync_dist)
         known = self._named.get(name)
+        if known is not None and known.given is None:  # the epoch's steps are over, this is of a hook at its end
+            if known.metric is not None and value is not known.metric:
+                known.metric.reset()
+            known = None
         if known is None:
             self._named[name] = known = _Named(name, normal)
             if metric:
@@ -222,6 +226,7 @@ class Logs:
         self._agree_on_names()
         values: dict[str, Tensor] = {}
         for name, named in self._named.items():
+            named.given = None  # what is logged by this name from now on is a value of its own
             if named.on_epoch:
                 if named.done is None:
                     named.done = named.reduced(self.strategy)
@@ -375,7 +380,8 @@ class _Named:
 
     def __init__(self, name: str, options: tuple[Any, ...]) -> None:
         self.name = name
-        self.options = self.given = options  # `given`: as they were written, such as reduce_fx=torch.mean
+        self.options = options
+        self.given: tuple[Any, ...] | None = options  # as they were written, such as reduce_fx=torch.mean
         self.prog_bar, self.logger, self.on_step, self.on_epoch, self.reduction, self.sync = options
         forked = self.on_step and self.on_epoch
         base, slash, loader = name.partition("/dataloader_idx_")

@@ -94,7 +94,7 @@ def configure(module: LightningModule, trainer: "Trainer") -> tuple[list[Optimiz
             "configure_optimizers returns several optimizers: take it away"
         )
     custom_step = module.lr_scheduler_step if overridden(module, "lr_scheduler_step") else None
-    configs = [_config(scheduler, custom_step) for scheduler in schedulers]
+    configs = [_config(scheduler, custom_step, module.automatic_optimization) for scheduler in schedulers]
     for config in configs:
         of = getattr(config.scheduler, "optimizer", None)
         if of is not None and not any(of is optimizer for optimizer in optimizers):
@@ -114,8 +114,9 @@ def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
         return [returned["optimizer"]], [] if scheduler is None else [scheduler]
     if isinstance(returned, list | tuple) and returned:
         first = returned[0]
-        if len(returned) == 2 and isinstance(first, list | tuple) and isinstance(returned[1], list | tuple):
-            optimizers, schedulers = list(first), list(returned[1])
+        if len(returned) == 2 and isinstance(first, list | tuple):
+            second = returned[1]
+            optimizers, schedulers = list(first), list(second) if isinstance(second, list | tuple) else [second]
         elif all(isinstance(item, Mapping) for item in returned):
             parts = [_parts(item, who) for item in returned]
             return [o for p in parts for o in p[0]], [s for p in parts for s in p[1]]
@@ -130,7 +131,7 @@ def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
     )
 
 
-def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None) -> SchedulerConfig:
+def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None, automatic: bool) -> SchedulerConfig:
     keys = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
     known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
     _known_keys(keys, known, "the lr_scheduler dict")
@@ -154,7 +155,7 @@ def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None) -> S
         raise ConfigurationError(
             f"the lr_scheduler's frequency is {config.frequency!r}: it has to be a whole number from 1"
         )
-    if config.reduce_on_plateau and config.monitor is None:
+    if config.reduce_on_plateau and config.monitor is None and automatic:  # else the module steps it with a value
         raise ConfigurationError(
             'ReduceLROnPlateau needs a metric: return {"optimizer": …, "lr_scheduler": {"scheduler": …, "monitor": '
             '"val_loss"}}'
