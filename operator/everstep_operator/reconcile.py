@@ -38,8 +38,8 @@ async def reconcile(
         return None
     # Pods before the report: a pod that is seen dead because the run is over must find a report that says so.
     listed = await cluster.list_pods(run)
-    report = await cluster.get_report(run)
-    plan = make_plan(run, observe(run, listed, report), now)
+    answer = await cluster.get_report(run)
+    plan = make_plan(run, observe(run, listed, answer), now)
     try:
         if plan.status != run.status and not can_wait(run.metadata.uid, run.status, plan.status):
             run = await cluster.save_status(run, plan.status)  # intent first: a crash from here on repeats the acts

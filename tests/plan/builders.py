@@ -5,7 +5,7 @@ from typing import Any
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan import make_plan, observe
-from everstep_operator.plan.model import CreatePod, DeletePod, Plan, Pod, PodSpec, SendIntent
+from everstep_operator.plan.model import CreatePod, DeletePod, Plan, Pod, PodSpec, SendIntent, Silence
 from everstep_protocol import labels
 from everstep_protocol.messages import CheckpointInfo, Intent, Progress, Report, RunState
 from everstep_protocol.reasons import Failure, Reason
@@ -85,7 +85,9 @@ def checkpoint(step: int, note: str = "") -> CheckpointInfo:
     return CheckpointInfo(step, f"s3://b/p/{step}", 2, 1, T0.timestamp(), note=note)
 
 
-def plan(run: TrainingRun, pods: list[Pod] | None = None, report: Report | None = None, seconds: float = 0.0) -> Plan:
+def plan(
+    run: TrainingRun, pods: list[Pod] | None = None, report: Report | Silence | None = None, seconds: float = 0.0
+) -> Plan:
     return make_plan(run, observe(run, pods or [], report), at(seconds))
 
 

@@ -218,7 +218,7 @@ class Condition(StatusModel):
     type: str = Field(
         max_length=316,
         description="Complete, Failed, Suspended, PodsRunning, Moving, ProgressReported, CheckpointsDurable, "
-        "CoordinatorFails or PodsRejected.",
+        "CoordinatorFails, CoordinatorSilent or PodsRejected.",
     )
     status: Literal["True", "False", "Unknown"] = Field(description="Whether the condition holds.")
     reason: str = Field(max_length=1_024, description="Why, in one CamelCase word.")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from everstep_operator.api.trainingrun import Status, TrainingRun
 from everstep_operator.plan import model
-from everstep_operator.plan.model import Pod, PodSpec
+from everstep_operator.plan.model import Pod, PodSpec, Silence
 from everstep_protocol.messages import Intent, Report
 
 
@@ -108,8 +108,11 @@ class Cluster(Protocol):
         """As a drain does it: a delete that marks the pod `disrupted`. Raises NotFound."""
         ...
 
-    async def get_report(self, run: TrainingRun) -> Report | None:
-        """GET /progress of the run's coordinator; None while it does not answer."""
+    async def get_report(self, run: TrainingRun) -> Report | Silence | None:
+        """GET /progress of the run's coordinator.
+
+        None: none runs; or it does not answer, and nobody knows more about that.
+        """
         ...
 
     async def send_intent(self, run: TrainingRun, intent: Intent) -> Report | None:

@@ -18,7 +18,7 @@ _ENDINGS = (signal.SIGTERM, signal.SIGINT)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="0.0.0.0", help="address to listen on (default %(default)s)")
+    parser.add_argument("--host", default="", help="address to listen on (default: all, of IPv4 and IPv6)")
     parser.add_argument("--port", type=int, default=PORT, help="port to listen on, 0: any (default %(default)s)")
     parser.add_argument(
         "--intent", required=True, metavar="JSON", help="what the operator wants, e.g. nodes, min_nodes, max_restarts"

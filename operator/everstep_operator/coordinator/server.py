@@ -130,7 +130,7 @@ class Server:
     """Listens from construction on; `start` answers, in threads."""
 
     def __init__(self, service: Service, host: str, port: int, token: str) -> None:
-        """Raises OSError: cannot listen there."""
+        """`host` "": on all addresses, of IPv4 and IPv6. Raises OSError: cannot listen there."""
         self.service = service
         self._http = _HTTPServer((host, port), type("Handler", (_Handler,), {"service": service, "token": token}))
         self.host, self.port = self._http.server_name, self._http.server_port
@@ -150,7 +150,15 @@ class _HTTPServer(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256  # all agents of a large run come at once
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        host, _ = address
+        if ":" in host or (not host and socket.has_dualstack_ipv6()):
+            self.address_family = socket.AF_INET6
+        super().__init__(address, handler)
+
     def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # a cluster may give pods either
         # The base class asks the resolver for our name, which may take seconds and which nobody needs.
         socket.socket.setsockopt(self.socket, socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)

@@ -12,6 +12,7 @@ from everstep_operator.api.trainingrun import ExcludedNode, Phase, Status, Train
 from everstep_operator.plan.model import DeletePod, Observed, Pod
 from everstep_operator.plan.observe import knows_who_is_there
 from everstep_operator.plan.pods import workers
+from everstep_operator.plan.silence import is_given_up
 from everstep_protocol import labels
 from everstep_protocol.messages import LOST_SECONDS
 from everstep_protocol.reasons import Reason
@@ -32,11 +33,13 @@ class Losses:
 
 
 def look_for_losses(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Losses:
-    """Forget the pods of dead nodes, and have launchers killed that have fallen silent."""
+    """Forget the pods of dead nodes, and have launchers and coordinators killed that have fallen silent."""
     forgotten = {pod.name: why for pod in observed.pods if (why := _why(run, status, observed, pod, now)) is not None}
     kept = [pod for pod in observed.pods if pod.name not in forgotten]
     gone = [pod for pod in observed.pods if pod.name in forgotten]
-    silent = {pod.name for pod in kept if _is_silent(status, observed, pod, now)}
+    silent = {
+        pod.name for pod in kept if _is_silent(status, observed, pod, now) or is_given_up(status, observed, pod, now)
+    }
     actions = [DeletePod(pod.name, pod.uid, 0.0) for pod in gone]
     actions += [DeletePod(pod.name, pod.uid, SILENT_GRACE_SECONDS) for pod in kept if pod.name in silent]
     waits = [limit for pod in kept if (limit := _limit(run, pod)) is not None and limit > now]

@@ -61,11 +61,20 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Silence:
+    """A coordinator runs, and gave no report when it was asked."""
+
+    why: str
+    refuses: bool = False  # it answers, but with something else
+
+
+@dataclass(frozen=True)
 class Observed:
     """All that is known of a run's surroundings at one moment."""
 
     pods: tuple[Pod, ...] = ()  # only those with the run's uid
     report: Report | None = None  # the coordinator's; None while it does not answer
+    silence: Silence | None = None  # why there is none, if a coordinator runs
 
 
 @dataclass(frozen=True)

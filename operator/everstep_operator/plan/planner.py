@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
-from everstep_operator.plan import crash_loop, deadline, ending, move, pods, refusal, suspend, waiting
+from everstep_operator.plan import crash_loop, deadline, ending, move, pods, refusal, silence, suspend, waiting
 from everstep_operator.plan.ending import Ending
 from everstep_operator.plan.events import changes
 from everstep_operator.plan.intent import changed_intent, first_intent, interrupted
@@ -52,9 +52,9 @@ def _decide(run: TrainingRun, status: Status, observed: Observed, now: datetime)
     if status.phase is Phase.SUSPENDED:
         if run.spec.suspend or observed.pods:  # those of the time before go first
             return _suspended(run, status, observed)
-        return _keep_up(run, crash_loop.forget(suspend.resume(status, now), now), observed, now)
+        return _keep_up(run, _forget_troubles(suspend.resume(status, now), now), observed, now)
 
-    status = crash_loop.note(status, observed, now)
+    status = silence.note(crash_loop.note(status, observed, now), observed, now)
     status = move.begin_if_wanted(run, status, observed, now)
     stop = _wanted_stop(run, status, now)
     held = interrupted(observed.report)
@@ -238,7 +238,7 @@ def _moved(
     why = waiting.waiting(status, observed)
     if phase is Phase.PENDING:
         return _say(status, why.reason, why.message)
-    if why.reason == crash_loop.COORDINATOR_FAILED:
+    if why.reason in (crash_loop.COORDINATOR_FAILED, silence.SILENT, silence.REFUSES):
         return _say(status, "Training" if phase is Phase.RUNNING else why.reason, why.message)
     if phase is Phase.STARTING:
         return _say(status, "Starting", told if told and not missing else why.message)
@@ -258,6 +258,10 @@ def _moved(
     if failure is None:
         return _say(status, DISRUPTED, told or "pods had to leave; starting again, not counted as a restart")
     return _say(status, failure.reason, told or f"{failure.message} ({details(failure)})")
+
+
+def _forget_troubles(status: Status, now: datetime) -> Status:
+    return silence.forget(crash_loop.forget(status, now), now)
 
 
 def _where_saved(status: Status) -> str:

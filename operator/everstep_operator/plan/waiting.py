@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
-from everstep_operator.plan import crash_loop
+from everstep_operator.plan import crash_loop, silence
 from everstep_operator.plan.conditions import with_condition
 from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.refusal import reason_of
@@ -45,7 +45,16 @@ _FINAL_OF_CONTAINERS = re.compile(rf"{_MISSING.pattern}|runAsNonRoot|non-numeric
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
 _ORDER = (
-    *(CONFIG, IMAGE_PULL, crash_loop.COORDINATOR_FAILED, NODE_NOT_READY, STORAGE, crash_loop.REJECTED),
+    *(
+        CONFIG,
+        IMAGE_PULL,
+        crash_loop.COORDINATOR_FAILED,
+        silence.SILENT,
+        silence.REFUSES,
+        NODE_NOT_READY,
+        STORAGE,
+        crash_loop.REJECTED,
+    ),
     *(UNSCHEDULABLE, WAITING_FOR_NODES),
 )
 
@@ -84,7 +93,7 @@ def waiting(status: Status, observed: Observed) -> Waiting:
     if status.refusal is not None:
         return Waiting(reason_of(status.refusal), f"{counted}; {status.refusal.message}")
     found = [why for pod in observed.pods if not pod.terminating and (why := of_pod(pod)) is not None]
-    for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED):
+    for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED, silence.SILENT):
         if (condition := crash_loop.goes_on(status, type)) is not None:
             found.append(Waiting(condition.reason, condition.message))
     worst = min(found, key=lambda why: (_ORDER.index(why.reason), not why.message), default=None)

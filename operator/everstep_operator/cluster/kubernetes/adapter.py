@@ -35,7 +35,7 @@ from everstep_operator.cluster.port import (
 )
 from everstep_operator.cluster.render import RenderSettings
 from everstep_operator.plan import model
-from everstep_operator.plan.model import Pod, PodSpec
+from everstep_operator.plan.model import Pod, PodSpec, Silence
 from everstep_protocol import labels
 from everstep_protocol.messages import Intent, Report
 
@@ -249,6 +249,7 @@ class KubernetesCluster:
             del self._runs[key]
         self._applied.pop(uid, None)
         self._complaints.forget(uid)
+        self._coordinators.forget(uid)
 
     def _forget_gone(self) -> None:
         """Runs whose end nobody told, because the watch had to begin anew. Too much forgotten is only done again."""
@@ -376,7 +377,7 @@ class KubernetesCluster:
 
     # The coordinator.
 
-    async def get_report(self, run: TrainingRun) -> Report | None:
+    async def get_report(self, run: TrainingRun) -> Report | Silence | None:
         address = self._coordinator_address(run)
         return None if address is None else await self._coordinators.report(address, run.metadata.uid)
 

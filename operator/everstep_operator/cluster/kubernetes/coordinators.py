@@ -10,6 +10,7 @@ from pathlib import Path
 import aiohttp
 
 from everstep_operator.cluster.port import ClusterError
+from everstep_operator.plan.model import Silence
 from everstep_protocol import codec, messages
 from everstep_protocol.messages import Intent, Report
 from everstep_protocol.version import HEADER, PROTOCOL_VERSION, ProtocolMismatch, check_peer
@@ -20,6 +21,12 @@ CONNECT_SECONDS, ANSWER_SECONDS = 1.0, 3.0
 AT_ONCE = 32
 #: Of a report: half a kilobyte for each node of eight ranks.
 _LONGEST = 16 << 20
+
+_KEPT_APART = "; a network policy that keeps the operator from it would do that"
+_KEY_CHANGED = (
+    "; the key for the tokens of runs is not the one with which this run began (another installation, another "
+    "tokenKey.existingSecret): bring it back, or delete the run and apply it again: it resumes from its checkpoints"
+)
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +60,7 @@ class Coordinators:
     def __init__(self, tokens: Tokens, port: int) -> None:
         self._tokens = tokens
         self._port = port
+        self._logged: dict[str, str] = {}  # run uid: why it is not heard
         self._places = asyncio.Semaphore(AT_ONCE)
         self._session = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=ANSWER_SECONDS, connect=CONNECT_SECONDS),
@@ -62,34 +70,53 @@ class Coordinators:
     async def close(self) -> None:
         await self._session.close()
 
-    async def report(self, address: str, run_uid: str) -> Report | None:
-        """None while it does not answer. What answers is of this very moment: nothing is kept."""
-        return await self._ask("GET", messages.PROGRESS, address, run_uid, None)
+    def forget(self, run_uid: str) -> None:
+        """It is over."""
+        self._logged.pop(run_uid, None)
+
+    async def report(self, address: str, run_uid: str) -> Report | Silence:
+        """What it answers is of this very moment: nothing is kept."""
+        answer = await self._ask("GET", messages.PROGRESS, address, run_uid, None)
+        why = answer.why if isinstance(answer, Silence) else ""
+        if why and self._logged.get(run_uid) != why:
+            log.warning("the coordinator of run %s gives no report: %s", run_uid, why)
+            self._logged[run_uid] = why
+        elif not why:
+            self.forget(run_uid)
+        return answer
 
     async def tell(self, address: str, run_uid: str, intent: Intent) -> Report | None:
-        return await self._ask("PUT", messages.INTENT, address, run_uid, codec.dumps(intent))
+        answer = await self._ask("PUT", messages.INTENT, address, run_uid, codec.dumps(intent))
+        if isinstance(answer, Silence):
+            log.warning("the coordinator of run %s was not told what is wanted: %s", run_uid, answer.why)
+            return None
+        return answer
 
-    async def _ask(self, method: str, path: str, address: str, run_uid: str, body: bytes | None) -> Report | None:
+    async def _ask(self, method: str, path: str, address: str, run_uid: str, body: bytes | None) -> Report | Silence:
         host = f"[{address}]" if ":" in address else address
         headers = {
             "Authorization": f"Bearer {self._tokens.of(run_uid)}",
             HEADER: str(PROTOCOL_VERSION),
             "Content-Type": "application/json",
         }
-        url = f"http://{host}:{self._port}{path}"
+        place = f"{host}:{self._port}"
         try:
-            async with self._places, self._session.request(method, url, data=body, headers=headers) as reply:
+            async with (
+                self._places,
+                self._session.request(method, f"http://{place}{path}", data=body, headers=headers) as reply,
+            ):
                 text = await _whole(reply)
                 if reply.status != 200:
-                    log.warning("the coordinator of %s refuses: %s", run_uid, _sentence(text))
-                    return None
+                    hint = _KEY_CHANGED if reply.status == 401 else ""
+                    return Silence(f"{place} refuses: {reply.status}: {_sentence(text)}{hint}", refuses=True)
                 check_peer(reply.headers.get(HEADER), who="the coordinator")
                 return codec.loads(Report, text)
-        except (aiohttp.ClientError, TimeoutError, OSError):
-            return None
+        except TimeoutError:
+            return Silence(f"{place} does not answer in time{_KEPT_APART}")
+        except (aiohttp.ClientError, OSError) as error:
+            return Silence(f"{place} does not answer: {error or type(error).__name__}")
         except (codec.BadMessage, ProtocolMismatch) as error:
-            log.warning("the coordinator of %s is not understood: %s", run_uid, error)
-            return None
+            return Silence(f"{place} is not understood: {error}", refuses=True)
 
 
 async def _whole(reply: aiohttp.ClientResponse) -> bytes:
