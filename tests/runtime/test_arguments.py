@@ -469,6 +469,10 @@ def test_model_registry_is_refused(tmp_path: Path) -> None:
         ({"gradient_clip_val": -1.0}, "at least 0"),
         ({"log_every_n_steps": True}, "a whole number"),
         ({"enable_logging": "yes"}, "give True or False"),
+        ({"deterministic": "yes"}, "deterministic='yes': give True or False or None or 'warn'"),
+        ({"inference_mode": "x"}, "give True or False"),
+        ({"min_epochs": 3, "max_epochs": 2}, "min_epochs=3 is more than max_epochs=2"),
+        ({"min_steps": 3, "max_steps": 2}, "min_steps=3 is more than max_steps=2"),
     ],
 )
 def test_s03_wrong_values_and_combinations(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:

@@ -86,6 +86,15 @@ def test_s51_early_stopping_goes_on_counting_after_a_resume(tmp_path: Path) -> N
         assert stopper.best_score == 4
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"patience": -1}, "at least 0"), ({"patience": "x"}, "a number of checks"), ({"min_delta": "x"}, "a number")],
+)
+def test_early_stopping_with_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        EarlyStopping("score", **arguments)
+
+
 def test_s51_a_monitored_metric_that_is_not_logged_is_named(tmp_path: Path) -> None:
     runner = trainer(tmp_path, callbacks=EarlyStopping("val_acc"))
     with pytest.raises(ConfigurationError, match=r"monitors 'val_acc', which was not logged\. Logged so far: score"):

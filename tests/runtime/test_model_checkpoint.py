@@ -197,6 +197,10 @@ def test_s50_bad_arguments() -> None:
     for options, message in (
         ({"mode": "best"}, 'give "min" or "max"'),
         ({"save_top_k": -2}, "at least -1"),
+        ({"save_top_k": 1.5}, "a whole number"),
+        ({"save_last": "x"}, 'give True, False or "link"'),
+        ({"filename": 3}, "give a text"),
+        ({"every_n_epochs": 1.5}, "a whole number"),
         ({"save_top_k": 3}, "without a monitor does not know"),
         ({"every_n_epochs": -1}, "at least 0"),
         ({"every_n_epochs": 1, "every_n_train_steps": 1}, "takes one of"),

@@ -47,6 +47,12 @@ class EarlyStopping(Callback):
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigurationError(f'EarlyStopping(mode={mode!r}): give "min" or "max"')
+        if not isinstance(patience, int) or patience < 0:
+            raise ConfigurationError(
+                f"EarlyStopping(patience={patience!r}): it has to be a number of checks, at least 0"
+            )
+        if not isinstance(min_delta, int | float):
+            raise ConfigurationError(f"EarlyStopping(min_delta={min_delta!r}): it has to be a number")
         self.monitor, self.min_delta, self.patience, self.mode = monitor, abs(min_delta), patience, mode
         self.verbose, self.strict, self.check_finite = verbose, strict, check_finite
         self.stopping_threshold, self.divergence_threshold = stopping_threshold, divergence_threshold

@@ -80,16 +80,24 @@ class ModelCheckpoint(Checkpoint):
         unknown_arguments.refuse("ModelCheckpoint", ModelCheckpoint.__init__, unknown)
         if mode not in ("min", "max"):
             raise ConfigurationError(f'ModelCheckpoint(mode={mode!r}): give "min" or "max"')
-        if save_top_k < -1:
-            raise ConfigurationError(f"ModelCheckpoint(save_top_k={save_top_k}): it has to be at least -1, for all")
+        if not isinstance(save_top_k, int) or save_top_k < -1:
+            raise ConfigurationError(
+                f"ModelCheckpoint(save_top_k={save_top_k!r}): it has to be a whole number, at least -1, for all"
+            )
+        if filename is not None and not isinstance(filename, str):
+            raise ConfigurationError(f"ModelCheckpoint(filename={filename!r}): give a text: '{{epoch}}-{{step}}'")
+        if save_last not in (None, True, False, "link"):
+            raise ConfigurationError(f'ModelCheckpoint(save_last={save_last!r}): give True, False or "link"')
         if monitor is None and save_top_k not in (-1, 0, 1):
             raise ConfigurationError(
                 f"ModelCheckpoint(save_top_k={save_top_k}) without a monitor does not know which are the best: give "
                 "the name of a logged metric, or save_top_k=-1 for all"
             )
         for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None and value < 0:
-                raise ConfigurationError(f"ModelCheckpoint({name}={value}): it has to be at least 0, for never")
+            if value is not None and (not isinstance(value, int) or value < 0):
+                raise ConfigurationError(
+                    f"ModelCheckpoint({name}={value!r}): it has to be a whole number, at least 0, for never"
+                )
         if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
             raise ConfigurationError(
                 f"ModelCheckpoint(train_time_interval={train_time_interval!r}): it has to be a datetime.timedelta, "

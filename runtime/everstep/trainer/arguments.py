@@ -18,6 +18,11 @@ _MAY_BE_NONE = ("max_epochs", "min_epochs", "min_steps", "check_val_every_n_epoc
 #: Arguments that are a number of batches, or a part of them.
 _BATCHES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches",
             "val_check_interval", "overfit_batches")  # fmt: skip
+#: Arguments that are True or False, and what else they may be.
+_FLAGS: dict[str, tuple[Any, ...]] = {
+    "deterministic": (None, "warn"), "benchmark": (None,), "sync_batchnorm": (), "inference_mode": (),
+    "use_distributed_sampler": (), "detect_anomaly": (), "barebones": (),
+}  # fmt: skip
 #: Arguments that `barebones` turns off, so that giving them as well contradicts it.
 _SLOW = ("logger", "enable_progress_bar", "enable_model_summary", "log_every_n_steps", "num_sanity_val_steps",
          "fast_dev_run", "detect_anomaly", "profiler")  # fmt: skip
@@ -29,6 +34,10 @@ def check(given: dict[str, Any]) -> None:
         ConfigurationError: a value cannot work, or two do not go together; says what would.
     """
     _check_numbers(given)
+    for name, others in _FLAGS.items():
+        if given[name] not in (True, False, *others):
+            rest = "".join(f" or {other!r}" for other in others)
+            raise ConfigurationError(f"{name}={given[name]!r}: give True or False{rest}")
     _check_combinations(given)
 
 
@@ -77,6 +86,9 @@ def _check_combinations(given: dict[str, Any]) -> None:
             f"check_val_every_n_epoch=None counts batches across epochs, but val_check_interval={every} is a part of "
             "one: give a number of batches (an int) or a time"
         )
+    for least, most in (("min_epochs", "max_epochs"), ("min_steps", "max_steps")):
+        if None not in (given[least], given[most]) and 0 <= given[most] < given[least]:
+            raise ConfigurationError(f"{least}={given[least]} is more than {most}={given[most]}: no fit can have both")
     if given["enable_logging"] is not None:
         if not isinstance(given["enable_logging"], bool):
             raise ConfigurationError(f"enable_logging={given['enable_logging']!r}: give True or False")
