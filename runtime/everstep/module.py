@@ -40,7 +40,7 @@ class LightningModule(Hyperparameters, nn.Module):
     #: Properties that TorchScript leaves alone.
     __jit_unused_properties__: ClassVar[list[str]] = [
         "trainer", "current_epoch", "global_step", "global_rank", "local_rank", "logger", "loggers", "device", "dtype",
-        "device_mesh", "hparams", "hparams_initial", "on_gpu", "fabric",
+        "device_mesh", "hparams", "hparams_initial", "on_gpu", "fabric", "_host",
     ]  # fmt: skip
 
     _trainer: "Trainer | None" = None

@@ -47,7 +47,7 @@ class Config(Mapping[str, Any]):
 
 def file_of(module: L.LightningModule, folder: Path, datamodule: Any = None) -> str:
     runner = trainer(folder)
-    runner.lightning_module, runner.datamodule = module, datamodule
+    runner.strategy.model, runner.datamodule = module, datamodule
     place = str(folder / "a.ckpt")
     ckpt.write(place, *ckpt.data_of(dump(runner, None)))
     return place
