@@ -33,7 +33,13 @@ def _pod(name: str, container: Object, **spec: Any) -> Object:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": STORE, "labels": {"app": name}},
-        "spec": {"securityContext": RESTRICTED, "automountServiceAccountToken": False, "containers": [container]}
+        "spec": {
+            "securityContext": RESTRICTED,
+            "automountServiceAccountToken": False,
+            "containers": [container],
+            # After an outage of the API server every node is NotReady for a while; an evicted bare pod is gone.
+            "tolerations": [{"operator": "Exists", "effect": "NoExecute"}],
+        }
         | spec,
     }
 
