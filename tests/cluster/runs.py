@@ -59,6 +59,10 @@ def run(name: str, trainer: Object, *, nodes: int = 1, namespace: str = NAMESPAC
     }
 
 
+#: For tiny.py: it never comes to a save of its own, so what is saved is saved because it was asked to.
+ONLY_WHEN_ASKED = ("--every", 10**6)
+
+
 class Run:
     """One that was applied."""
 

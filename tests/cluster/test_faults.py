@@ -15,7 +15,7 @@ from tests.cluster import store
 from tests.cluster.conftest import RELEASE, SYSTEM
 from tests.cluster.faults import Faults, api_server_away, audit, live_ranks, log, signal_container
 from tests.cluster.kube import KubectlFailed, Object, get, kubectl, listed, until
-from tests.cluster.runs import SESSION, STORE, Run, node_of, tiny
+from tests.cluster.runs import ONLY_WHEN_ASKED, SESSION, STORE, Run, node_of, tiny
 from tests.cluster.runs import run as a_run
 
 #: Those that break a node, the API server or the operator have the cluster for themselves: they are `serial`.
@@ -49,10 +49,6 @@ for folder in Path("/proc").glob("[0-9]*"):
 def kill_rank(run: Run, rank: int) -> None:
     """One rank per node: SIGKILL, from a shell in its container."""
     assert "killed" in run.execute(run.pod(rank), KILL_RANK % rank)
-
-
-#: For tiny.py: it never comes to a save of its own, so what is saved is saved because it was asked to.
-ONLY_WHEN_ASKED = ("--every", 10**6)
 
 
 def long(name: str, *more: object, steps: int = 6000, **spec: object) -> Object:

@@ -5,7 +5,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -14,15 +15,11 @@ from everstep_protocol import labels
 from tests.cluster import store
 from tests.cluster.conftest import CHART, IMAGES, RELEASE, ROOT, SYSTEM
 from tests.cluster.kube import Object, apply, get, kubectl, listed, until
-from tests.cluster.runs import GONE, Run, tiny
+from tests.cluster.runs import GONE, ONLY_WHEN_ASKED, Run, tiny
 
 pytestmark = pytest.mark.cluster
 
 Start = Callable[[Object], Run]
-
-
-#: tiny.py never comes to a save of its own: what is saved is saved because it was asked to.
-ONLY_WHEN_ASKED = ("--every", 10**6)
 
 
 def saved_step(run: Run, rank: int = 0) -> int:
@@ -109,6 +106,18 @@ def test_delete_while_training_saves_first_and_leaves_nothing(start: Start) -> N
         until(f"no {kind} are left", lambda kind=kind: not listed(kind, run.namespace, selector), 30)  # type: ignore[misc]
 
 
+@contextmanager
+def no_operator() -> Iterator[None]:
+    """The release's own is away."""
+    kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=0")
+    try:
+        until("no operator runs", lambda: not listed("pods", SYSTEM, "app.kubernetes.io/name=everstep"), 60)
+        yield
+    finally:
+        kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=2")
+        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=90s")
+
+
 @pytest.mark.serial
 def test_deletes_while_no_operator_runs(start: Start) -> None:
     """Of a run and of a namespace: no finalizer of ours holds them, and the grace checkpoint needs no operator."""
@@ -117,10 +126,7 @@ def test_deletes_while_no_operator_runs(start: Start) -> None:
     run = start(tiny("gone", *long, nodes=2, namespace=GONE))
     alone.reaches(7)
     run.reaches(7)
-    kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=0")
-    try:
-        selector = "app.kubernetes.io/name=everstep"
-        until("no operator runs", lambda: not listed("pods", SYSTEM, selector), 60)
+    with no_operator():
         alone.delete("--wait=false")
         kubectl("delete", "namespace", GONE, "--wait=false")
         until("the run's pods are gone", lambda: not alone.pods(), 60)
@@ -129,9 +135,6 @@ def test_deletes_while_no_operator_runs(start: Start) -> None:
         kept = saved_step(run)
         assert kept == saved_step(run, 1)
         assert kept >= 7
-    finally:
-        kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=2")
-        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=90s")
 
 
 def test_a_running_run_as_its_people_see_it(start: Start) -> None:
@@ -232,16 +235,13 @@ def test_install_by_plain_kubectl(start: Start) -> None:
     for name, variable in zip(("operator", "runtime"), IMAGES, strict=False):
         text = re.sub(rf"registry\.invalid/everstep/{name}:[\w.]+", os.environ[variable], text)
     objects = [o for o in yaml.safe_load_all(text) if o and o["kind"] != "CustomResourceDefinition"]
-    kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=0")
-    try:
-        until("no operator runs", lambda: not listed("pods", SYSTEM, "app.kubernetes.io/name=everstep"), 60)
-        apply(*(o for o in objects if o["kind"] == "Namespace"), arguments=("--server-side",))
-        key = f"--from-literal=key={secrets.token_hex(32)}"
-        kubectl("create", "secret", "generic", "everstep-token-key", "-n", system, key)
-        apply(*objects, arguments=("--server-side",))
-        kubectl("rollout", "status", "deployment/everstep", "-n", system, "--timeout=90s")
-        assert start(tiny("plain", "--steps", 10)).phase("Succeeded")["progress"]["step"] == 10
-    finally:
-        kubectl("delete", "-f", "-", "--ignore-not-found", stdin=yaml.safe_dump_all(reversed(objects)))
-        kubectl("scale", "deployment", RELEASE, "-n", SYSTEM, "--replicas=2")
-        kubectl("rollout", "status", f"deployment/{RELEASE}", "-n", SYSTEM, "--timeout=90s")
+    with no_operator():
+        try:
+            apply(*(o for o in objects if o["kind"] == "Namespace"), arguments=("--server-side",))
+            key = f"--from-literal=key={secrets.token_hex(32)}"
+            kubectl("create", "secret", "generic", "everstep-token-key", "-n", system, key)
+            apply(*objects, arguments=("--server-side",))
+            kubectl("rollout", "status", "deployment/everstep", "-n", system, "--timeout=90s")
+            assert start(tiny("plain", "--steps", 10)).phase("Succeeded")["progress"]["step"] == 10
+        finally:
+            kubectl("delete", "-f", "-", "--ignore-not-found", stdin=yaml.safe_dump_all(reversed(objects)))

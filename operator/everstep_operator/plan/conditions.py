@@ -11,6 +11,12 @@ PROGRESS_REPORTED = "ProgressReported"
 CHECKPOINTS_DURABLE = "CheckpointsDurable"
 
 
+def true_condition(status: Status, type: str) -> Condition | None:
+    """The condition, if it is True."""
+    condition = status.condition(type)
+    return condition if condition is not None and condition.status == "True" else None
+
+
 def with_condition(
     status: Status, type: str, value: Literal["True", "False", "Unknown"], reason: str, message: str, now: datetime
 ) -> Status:

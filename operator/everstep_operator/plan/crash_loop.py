@@ -7,8 +7,8 @@ said last.
 
 from datetime import datetime, timedelta
 
-from everstep_operator.api.trainingrun import Condition, Status
-from everstep_operator.plan.conditions import with_condition
+from everstep_operator.api.trainingrun import Status
+from everstep_operator.plan.conditions import true_condition, with_condition
 from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.pods import died
 from everstep_protocol import labels
@@ -29,20 +29,15 @@ def note(status: Status, observed: Observed, now: datetime) -> Status:
         early = [pod for pod in observed.pods if _type(pod) == type and _ended_early(pod, now)]
         if early:
             status = with_condition(status, type, "True", reason, _last_words(early[-1]), now)
-        elif goes_on(status, type) is not None and _lives(type, observed, now):
+        elif true_condition(status, type) is not None and _lives(type, observed, now):
             status = with_condition(status, type, "False", "Lives", "", now)
     return status
-
-
-def goes_on(status: Status, type: str) -> Condition | None:
-    condition = status.condition(type)
-    return condition if condition is not None and condition.status == "True" else None
 
 
 def forget(status: Status, now: datetime) -> Status:
     """Before a new life of the run."""
     for type in _REASONS:
-        if goes_on(status, type) is not None:
+        if true_condition(status, type) is not None:
             status = with_condition(status, type, "False", "Lives", "", now)
     return status
 
@@ -51,7 +46,7 @@ def replace_at(status: Status, there: list[Pod]) -> datetime | None:
     """When the place of these pods, the newest last, may be taken by another one; None: at once."""
     if not there or not _ended(there[-1]):
         return None
-    newest, condition = there[-1], goes_on(status, _type(there[-1]))
+    newest, condition = there[-1], true_condition(status, _type(there[-1]))
     if condition is None or newest.created is None:
         return None
     so_far = newest.created - condition.last_transition_time

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from everstep_operator.api.trainingrun import Attempt, Phase, Status
 from everstep_operator.plan import crash_loop, move, silence
-from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE
+from everstep_operator.plan.conditions import CHECKPOINTS_DURABLE, true_condition
 from everstep_operator.plan.model import Event
 from everstep_operator.plan.refusal import reason_of
 from everstep_operator.plan.restart import details
@@ -43,8 +43,8 @@ def _conditions(old: Status, new: Status) -> Iterator[Event]:
     if now is not None and waits and (was is None or was.reason != now.reason):
         yield Event("Warning", now.reason, now.message)
     for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED, silence.SILENT):
-        begun = crash_loop.goes_on(new, type)
-        if begun is not None and crash_loop.goes_on(old, type) is None:
+        begun = true_condition(new, type)
+        if begun is not None and true_condition(old, type) is None:
             yield Event("Warning", begun.reason, begun.message)
     if move.is_moving(new) and not move.is_moving(old):
         yield Event("Normal", move.SCALING, move.MESSAGE)

@@ -6,7 +6,7 @@ Once begun it is carried through: ranks may be on their way to the agreed step a
 from datetime import datetime
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
-from everstep_operator.plan.conditions import with_condition
+from everstep_operator.plan.conditions import true_condition, with_condition
 from everstep_operator.plan.model import Observed
 from everstep_operator.plan.pods import running_workers
 from everstep_protocol.messages import RunState
@@ -19,8 +19,7 @@ SCALED = "Scaled"  # reason of a run that is Restarting because of that
 
 def is_moving(status: Status) -> bool:
     """The condition is the memory of that."""
-    condition = status.condition(MOVING)
-    return condition is not None and condition.status == "True"
+    return true_condition(status, MOVING) is not None
 
 
 def began(status: Status) -> datetime | None:

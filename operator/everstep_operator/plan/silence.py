@@ -7,7 +7,7 @@ memory: Unknown since it was not heard for the first time, True once that has la
 from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status
-from everstep_operator.plan.conditions import with_condition
+from everstep_operator.plan.conditions import true_condition, with_condition
 from everstep_operator.plan.model import Observed, Pod
 from everstep_protocol import labels
 
@@ -48,11 +48,11 @@ def forget(status: Status, now: datetime) -> Status:
 
 def is_given_up(status: Status, observed: Observed, pod: Pod, now: datetime) -> bool:
     """This pod is to make place for another one, which may be heard."""
-    condition = status.condition(SILENT)
+    condition = true_condition(status, SILENT)
     rests = status.phase is None or status.phase.over or status.phase is Phase.SUSPENDED
     if rests or observed.silence is None or observed.silence.refuses or not _is_coordinator(pod):
         return False
-    if condition is None or (condition.status, condition.reason) != ("True", SILENT):
+    if condition is None or condition.reason != SILENT:
         return False
     since = condition.last_transition_time
     begun = max(since, pod.created or since)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from everstep_operator.api.trainingrun import Phase, Status, TrainingRun
 from everstep_operator.plan import crash_loop, silence
-from everstep_operator.plan.conditions import with_condition
+from everstep_operator.plan.conditions import true_condition, with_condition
 from everstep_operator.plan.model import Observed, Pod
 from everstep_operator.plan.refusal import reason_of
 
@@ -45,18 +45,9 @@ _FINAL_OF_CONTAINERS = re.compile(rf"{_MISSING.pattern}|runAsNonRoot|non-numeric
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
 _ORDER = (
-    *(
-        CONFIG,
-        IMAGE_PULL,
-        crash_loop.COORDINATOR_FAILED,
-        silence.SILENT,
-        silence.REFUSES,
-        NODE_NOT_READY,
-        STORAGE,
-        crash_loop.REJECTED,
-    ),
-    *(UNSCHEDULABLE, WAITING_FOR_NODES),
-)
+    CONFIG, IMAGE_PULL, crash_loop.COORDINATOR_FAILED, silence.SILENT, silence.REFUSES, NODE_NOT_READY, STORAGE,
+    crash_loop.REJECTED, UNSCHEDULABLE, WAITING_FOR_NODES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,7 +85,7 @@ def waiting(status: Status, observed: Observed) -> Waiting:
         return Waiting(reason_of(status.refusal), f"{counted}; {status.refusal.message}")
     found = [why for pod in observed.pods if not pod.terminating and (why := of_pod(pod)) is not None]
     for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED, silence.SILENT):
-        if (condition := crash_loop.goes_on(status, type)) is not None:
+        if (condition := true_condition(status, type)) is not None:
             found.append(Waiting(condition.reason, condition.message))
     worst = min(found, key=lambda why: (_ORDER.index(why.reason), not why.message), default=None)
     if worst is None or not worst.message:
@@ -128,7 +119,7 @@ def certain_at(status: Status) -> datetime | None:
 def _verdict(status: Status) -> tuple[datetime, Waiting] | None:
     if has_trained(status):
         return None
-    dies, condition = crash_loop.goes_on(status, crash_loop.COORDINATOR_FAILS), status.condition(PODS_RUNNING)
+    dies, condition = true_condition(status, crash_loop.COORDINATOR_FAILS), status.condition(PODS_RUNNING)
     if dies is not None:
         return dies.last_transition_time + timedelta(seconds=COORDINATOR_SECONDS), Waiting(dies.reason, dies.message)
     if status.phase is not Phase.PENDING or condition is None or condition.status != "False":
