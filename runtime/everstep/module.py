@@ -215,10 +215,11 @@ class LightningModule(Hyperparameters, nn.Module):
             raise ConfigurationError(
                 f"self.log({name!r}): sync_dist_group is not supported: values are reduced over all ranks"
             )
-        self._trainer.logs.log(
-            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, batch_size,
-            enable_graph, add_dataloader_idx, metric_attribute, rank_zero_only,
+        given = (
+            prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, enable_graph, add_dataloader_idx,
+            metric_attribute, rank_zero_only,
         )  # fmt: skip
+        self._trainer.logs.log(name, value, given, batch_size)
 
     def log_dict(
         self,

@@ -15,7 +15,7 @@ from everstep.callbacks import ProgressBar
 from everstep.errors import ConfigurationError
 from everstep.loggers import CSVLogger, Logger
 from everstep.strategies import Strategy
-from everstep.trainer.logs import Logs
+from everstep.trainer.logs import Arguments, Logs
 from tests.runtime.build import Memory, Net, loader, trainer
 from tests.runtime.peer import lightning, quiet
 
@@ -302,9 +302,9 @@ def test_s70_rank_zero_only_is_ignored_elsewhere() -> None:
 
     logs = Logs(Other(), [])
     logs.mode = True
-    logs.log("value", 1.0, False, True, None, None, "mean", False, None, rank_zero_only=True)
+    logs.log("value", 1.0, Arguments(rank_zero_only=True))
     assert logs.callback_metrics == {}
-    logs.log("value", 1.0, False, True, None, None, "mean", False, None)
+    logs.log("value", 1.0, Arguments())
     assert logs.callback_metrics == {"value": 1.0}
 
 

@@ -1,7 +1,7 @@
 """What `self.log` was told. Values stay on the device until somebody looks: a logger at a log step, the bar …"""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,33 @@ from everstep.metrics import objects as metric_objects
 from everstep.strategies import Strategy
 
 _REDUCTIONS = ("mean", "sum", "min", "max")
-_OPTIONS = ("prog_bar", "logger", "on_step", "on_epoch", "reduce_fx", "sync_dist", "a metric object")
 _EPOCH_VALUE = torch.float64  # sums of many small numbers
+
+
+class Arguments(NamedTuple):
+    """Of `self.log`, beside name, value and batch_size: as they were written, and with its defaults."""
+
+    prog_bar: bool = False
+    logger: bool | None = None
+    on_step: bool | None = None
+    on_epoch: bool | None = None
+    reduce_fx: Any = "mean"
+    sync_dist: bool = False
+    enable_graph: bool = False
+    add_dataloader_idx: bool = True
+    metric_attribute: str | None = None
+    rank_zero_only: bool = False
+
+
+class Options(NamedTuple):
+    """What they come to: one name has the same in a whole epoch."""
+
+    prog_bar: bool
+    logger: bool
+    on_step: bool
+    on_epoch: bool
+    reduce_fx: str  # one of _REDUCTIONS
+    sync_dist: bool
 
 
 class Logs:
@@ -35,22 +60,8 @@ class Logs:
         self._undo: dict[str, Any] = {}  # states of metric objects before a repeated sample
         self.module: nn.Module | None = None  # of the present call: metric objects are found in it by their name
 
-    def log(
-        self,
-        name: str,
-        value: Any,
-        prog_bar: bool,
-        logger: bool | None,
-        on_step: bool | None,
-        on_epoch: bool | None,
-        reduce_fx: Any,
-        sync_dist: bool,
-        batch_size: int | None,
-        enable_graph: bool = False,
-        add_dataloader_idx: bool = True,
-        metric_attribute: str | None = None,
-        rank_zero_only: bool = False,
-    ) -> None:
+    def log(self, name: str, value: Any, given: tuple[Any, ...], batch_size: int | None = None) -> None:
+        """`given`: the other arguments, as `Arguments` has them. They are looked into only when they are new."""
         mode = self.mode
         if mode is None:
             raise ConfigurationError(
@@ -58,26 +69,18 @@ class Logs:
                 "(on_validation_start, on_test_start) to on_*_epoch_end. Elsewhere give a logger its values: "
                 "self.logger.log_metrics({…})"
             )
-        if rank_zero_only:
-            if self.strategy.rank != 0:
-                return
-            sync_dist = False
-        if on_step is None:
-            on_step = mode
-        if on_epoch is None:
-            on_epoch = not mode
         if self.suffix:
-            _check_name(name)
-            if add_dataloader_idx:
-                name += self.suffix
-            self.names_of_loaders.setdefault(self.suffix, set()).add(name)
-        options = (prog_bar, logger is not False, on_step, on_epoch, reduce_fx, sync_dist)
+            name = self._of_loader(name, Arguments(*given))
         named = self._named.get(name)
-        if named is None or named.given != options:
-            named = self._introduce(name, value, options, metric_attribute, add_dataloader_idx)
+        if named is None or named.given != given or named.mode is not mode:
+            arguments = Arguments(*given)
+            if arguments.rank_zero_only and self.strategy.rank != 0:
+                return
+            named = self._introduce(name, value, arguments, mode)
+        options = named.options
         if named.metric is not None:
             value = self._metric_value(named, value)
-            if value is None or not on_step:
+            if value is None or not options.on_step:
                 return
         elif type(value) is not Tensor:
             value = _number(name, value)
@@ -87,19 +90,27 @@ class Logs:
         value = value.detach()
         weight = self.samples if batch_size is None or self.samples == 0 else batch_size
         named.latest = value
-        if on_step:
+        if options.on_step:
             shown = value
-            if sync_dist and mode and named.metric is None and self.strategy.world_size > 1:
-                named.latest = kept = shown = self._over_ranks(named.reduction, value, weight)
-            self.callback_metrics[name] = kept if enable_graph else shown
-            if on_epoch and mode:
+            if named.shares_steps:
+                named.latest = kept = shown = self._over_ranks(options.reduce_fx, value, weight)
+            self.callback_metrics[name] = kept if named.keeps_graph else shown
+            if options.on_epoch and mode:
                 self.callback_metrics[named.step_name] = shown
-            if prog_bar:
+            if options.prog_bar:
                 self.progress_bar_metrics[named.step_name] = shown
-            if named.logger:
+            if options.logger:
                 self._step[named.step_name] = named
-        if on_epoch and named.metric is None:  # a metric object gathers by itself
+        if options.on_epoch and named.metric is None:  # a metric object gathers by itself
             named.add(value, weight)
+
+    def _of_loader(self, name: str, arguments: Arguments) -> str:
+        """What is logged while one of several loaders is read is of that loader, and by default named after it."""
+        _check_name(name)
+        if arguments.add_dataloader_idx:
+            name += self.suffix
+        self.names_of_loaders.setdefault(self.suffix, set()).add(name)
+        return name
 
     def _metric_value(self, named: "_Named", metric: Any) -> Tensor | None:
         """What a metric object says of this step. What it has gathered from a repeated sample is taken back."""
@@ -115,23 +126,21 @@ class Logs:
                 metric_objects.load_state(metric, before)
         named.done = None
         value = metric_objects.step_value(metric)
-        if value is not None and named.on_step and not (isinstance(value, Tensor) and value.numel() == 1):
+        if value is not None and named.options.on_step and not (isinstance(value, Tensor) and value.numel() == 1):
             raise ConfigurationError(
                 f"self.log({named.name!r}): {type(metric).__name__} gives more than one number in a step: log it with "
                 "on_step=False and compute() it in on_*_epoch_end, or log one number of it"
             )
         return value
 
-    def _introduce(
-        self, name: str, value: Any, options: tuple[Any, ...], attribute: str | None, numbered: bool
-    ) -> "_Named":
+    def _introduce(self, name: str, value: Any, arguments: Arguments, mode: bool) -> "_Named":
+        """A name that is new, or comes with other arguments than before."""
         _check_name(name)
-        if numbered and "/dataloader_idx_" in name.removesuffix(self.suffix):
+        if arguments.add_dataloader_idx and "/dataloader_idx_" in name.removesuffix(self.suffix):
             raise ConfigurationError(
                 f"self.log({name!r}): several loaders' values are told apart by /dataloader_idx_… anyway: leave it out "
                 "of the name, or give add_dataloader_idx=False"
             )
-        prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist = options
         metric = metric_objects.is_metric(value)
         if metric_objects.is_collection(value):
             raise ConfigurationError(f"self.log({name!r}) got a MetricCollection: self.log_dict(collection) logs it")
@@ -143,34 +152,39 @@ class Logs:
             raise ConfigurationError(
                 f"self.log({name!r}) got a {type(value).__name__}: log a number, a tensor of one, or a metric object"
             )
-        reduction = _reduction(reduce_fx)
+        reduction = _reduction(arguments.reduce_fx)
         if reduction is None:
             raise ConfigurationError(
-                f"self.log({name!r}): reduce_fx is {reduce_fx!r}, not one of {list(_REDUCTIONS)}. For anything else "
-                "log a metric object (a subclass of everstep.metrics.Metric)"
+                f"self.log({name!r}): reduce_fx is {arguments.reduce_fx!r}, not one of {list(_REDUCTIONS)}. For "
+                "anything else log a metric object (a subclass of everstep.metrics.Metric)"
             )
-        if not (on_step or on_epoch):
+        options = Options(
+            prog_bar=arguments.prog_bar,
+            logger=arguments.logger is not False,
+            on_step=mode if arguments.on_step is None else arguments.on_step,
+            on_epoch=not mode if arguments.on_epoch is None else arguments.on_epoch,
+            reduce_fx=reduction,
+            sync_dist=arguments.sync_dist and not arguments.rank_zero_only,
+        )
+        if not (options.on_step or options.on_epoch):
             raise ConfigurationError(
                 f"self.log({name!r}): on_step and on_epoch are both False, so it would log nothing"
             )
-        normal = (prog_bar, logger, on_step, on_epoch, reduction, sync_dist)
         known = self._named.get(name)
         if known is not None and known.given is None:  # the epoch's steps are over, this is of a hook at its end
             if known.metric is not None and value is not known.metric:
                 known.metric.reset()
             known = None
         if known is None:
-            self._named[name] = known = _Named(name, normal)
+            self._named[name] = known = _Named(name, options)
             if metric:
-                known.metric, known.attribute = value, attribute or self._attribute_of(name, value)
-        elif known.options != normal or metric is not (known.metric is not None):
-            before, now = (*known.options, known.metric is not None), (*normal, metric)
-            differing = ", ".join(f"{o} {b} and {n}" for o, b, n in zip(_OPTIONS, before, now, strict=True) if b != n)
-            raise ConfigurationError(
-                f"self.log({name!r}) is called with different arguments in one epoch: {differing}. Give one of the "
-                "values another name"
-            )
-        known.given = options
+                known.metric, known.attribute = value, arguments.metric_attribute or self._attribute_of(name, value)
+        else:
+            _check_same(known, options, metric)
+        known.given, known.mode, known.keeps_graph = arguments, mode, arguments.enable_graph
+        # sync_dist: the ranks share the values of training steps at once, those of epochs when they are reduced. Those
+        # of an evaluation's batches stay the rank's own: not every rank has as many.
+        known.shares_steps = options.sync_dist and mode and not metric and self.strategy.world_size > 1
         return known
 
     def _attribute_of(self, name: str, metric: Any) -> str:
@@ -210,14 +224,13 @@ class Logs:
 
     def _over_ranks(self, reduction: str, value: Tensor, weight: float) -> Tensor:
         """A step's value, the same on every rank before anything decides by it. Nobody waits for the device."""
-        wide = value.to(_EPOCH_VALUE, copy=True).reshape(1)
+        wide = value.to(_EPOCH_VALUE, copy=True)
         if reduction == "mean":
-            both = self.strategy.reduce(torch.cat([wide * weight, wide.new_full((1,), weight)]), reduce_op="sum")
-            shared = both[0] / both[1]
-        else:
-            repeated = reduction == "sum" and weight == 0
-            shared = self.strategy.reduce(torch.zeros_like(wide) if repeated else wide, reduce_op=reduction)[0]
-        return shared.to(at_least_float(value))
+            wide *= weight
+        elif reduction == "sum" and weight == 0:
+            wide.zero_()  # a repeated sample
+        total, weights = _shared(self.strategy, reduction, wide, weight)
+        return (total / weights if reduction == "mean" else total).to(at_least_float(value))
 
     # Epochs.
 
@@ -227,18 +240,18 @@ class Logs:
         values: dict[str, Tensor] = {}
         for name, named in self._named.items():
             named.given = None  # what is logged by this name from now on is a value of its own
-            if named.on_epoch:
+            if named.options.on_epoch:
                 if named.done is None:
                     named.done = named.reduced(self.strategy)
                 value = named.done
                 if value is None:
                     continue
                 values[name] = self.callback_metrics[name] = value
-                if named.on_step:
+                if named.options.on_step:
                     self.callback_metrics[named.epoch_name] = value
-                if named.logger:
+                if named.options.logger:
                     self.logged_metrics[named.epoch_name] = value
-                if named.prog_bar:
+                if named.options.prog_bar:
                     self.progress_bar_metrics[named.epoch_name] = value
         return values
 
@@ -248,7 +261,7 @@ class Logs:
 
     def send_epoch(self, values: dict[str, Tensor], step: int, epoch: int) -> None:
         """Give the loggers epoch values that `reduce_epoch` has returned."""
-        sent = {self._named[n].epoch_name: v for n, v in values.items() if self._named[n].logger}
+        sent = {self._named[n].epoch_name: v for n, v in values.items() if self._named[n].options.logger}
         if sent:
             self.send(fetched(sent), step, epoch)
 
@@ -283,11 +296,11 @@ class Logs:
         known = [[named.name, list(named.options), named.attribute] for named in self._named.values()]
         for name, options, attribute in self.strategy.broadcast(known):
             if name not in self._named:
-                self._remember(name, options, attribute)
+                self._remember(name, Options(*options), attribute)
 
-    def _remember(self, name: str, options: Any, attribute: str | None) -> "_Named":
+    def _remember(self, name: str, options: Options, attribute: str | None) -> "_Named":
         """A name that this rank has not logged itself."""
-        named = self._named[name] = _Named(name, tuple(options))
+        named = self._named[name] = _Named(name, options)
         if attribute is not None and self.module is not None:
             named.metric, named.attribute = self.module.get_submodule(attribute), attribute
         return named
@@ -319,7 +332,7 @@ class Logs:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, saved in state.items():
-            named = self._remember(name, saved["options"], saved.get("metric"))
+            named = self._remember(name, Options(*saved["options"]), saved.get("metric"))
             if named.metric is not None:
                 metric_objects.load_state(named.metric, saved["state"])
             else:
@@ -335,6 +348,21 @@ class Silent(Logs):
 def _check_name(name: Any) -> None:
     if not isinstance(name, str):
         raise ConfigurationError(f"self.log({name!r}, …): the name has to be a string, such as {f'{name}'!r}")
+
+
+def _check_same(known: "_Named", options: Options, metric: bool) -> None:
+    """
+    Raises:
+        ConfigurationError: a name stands for two things.
+    """
+    before = {**known.options._asdict(), "a metric object": known.metric is not None}
+    now = {**options._asdict(), "a metric object": metric}
+    differing = ", ".join(f"{what} {before[what]} and {now[what]}" for what in now if before[what] != now[what])
+    if differing:
+        raise ConfigurationError(
+            f"self.log({known.name!r}) is called with different arguments in one epoch: {differing}. Give one of the "
+            "values another name"
+        )
 
 
 def _number(name: str, value: Any) -> Tensor:
@@ -374,16 +402,18 @@ class _Named:
     """One name of `self.log`: its arguments, its latest value and what it has come to in this epoch."""
 
     __slots__ = (
-        "attribute", "done", "epoch_name", "given", "latest", "logger", "metric", "name", "on_epoch", "on_step",
-        "options", "prog_bar", "reduction", "step_name", "sync", "value", "weight",
+        "attribute", "done", "epoch_name", "given", "keeps_graph", "latest", "metric", "mode", "name", "options",
+        "shares_steps", "step_name", "value", "weight",
     )  # fmt: skip
 
-    def __init__(self, name: str, options: tuple[Any, ...]) -> None:
+    def __init__(self, name: str, options: Options) -> None:
         self.name = name
         self.options = options
-        self.given: tuple[Any, ...] | None = options  # as they were written, such as reduce_fx=torch.mean
-        self.prog_bar, self.logger, self.on_step, self.on_epoch, self.reduction, self.sync = options
-        forked = self.on_step and self.on_epoch
+        self.given: tuple[Any, ...] | None = ()  # the latest Arguments; None: what comes now is a value of its own
+        self.mode: bool | None = None  # in which they were given
+        self.keeps_graph = False
+        self.shares_steps = False  # with the other ranks, at once
+        forked = options.on_step and options.on_epoch
         base, slash, loader = name.partition("/dataloader_idx_")
         self.step_name = f"{base}_step{slash}{loader}" if forked else name
         self.epoch_name = f"{base}_epoch{slash}{loader}" if forked else name
@@ -398,17 +428,18 @@ class _Named:
         if samples == 0:
             return  # a repeated sample that only keeps the ranks in step
         self.done = None
+        reduction = self.options.reduce_fx
         self.weight += samples
         if self.value is None:
             self.value = value.to(_EPOCH_VALUE, copy=True).reshape(())
-            if self.reduction == "mean":
+            if reduction == "mean":
                 self.value *= samples
-        elif self.reduction == "mean":
+        elif reduction == "mean":
             self.value.add_(value.reshape(()), alpha=samples)
-        elif self.reduction == "sum":
+        elif reduction == "sum":
             self.value.add_(value.reshape(()))
         else:
-            torch_function = torch.minimum if self.reduction == "min" else torch.maximum
+            torch_function = torch.minimum if reduction == "min" else torch.maximum
             self.value = torch_function(self.value, value.reshape(()))
 
     def reduced(self, strategy: Strategy) -> Tensor | None:
@@ -421,16 +452,20 @@ class _Named:
                     "Call it in on_*_epoch_end, log its numbers one by one, and reset() it there"
                 )
             return value.detach().reshape(()).float()
-        neutral = {"min": math.inf, "max": -math.inf}.get(self.reduction, 0.0)
+        reduction, weight = self.options.reduce_fx, self.weight
+        neutral = {"min": math.inf, "max": -math.inf}.get(reduction, 0.0)
         value = self.value.clone() if self.value is not None else torch.tensor(neutral, dtype=_EPOCH_VALUE)
-        weight = self.weight
-        if self.sync and strategy.world_size > 1:
-            if self.reduction in ("mean", "sum"):
-                both = strategy.reduce(torch.stack([value, value.new_tensor(weight)]), reduce_op="sum")
-                value, weight = both[0], float(both[1])
-            else:
-                value = strategy.reduce(value.reshape(1), reduce_op=self.reduction)[0]
-                weight = 1.0
+        if self.options.sync_dist and strategy.world_size > 1:
+            value, weights = _shared(strategy, reduction, value, weight)
+            weight = float(weights)
         if weight == 0:
             return None
-        return (value / weight if self.reduction == "mean" else value).to(at_least_float(self.latest))
+        return (value / weight if reduction == "mean" else value).to(at_least_float(self.latest))
+
+
+def _shared(strategy: Strategy, reduction: str, value: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """Sums, or the least or greatest value, over the ranks, and their weights. `value`: of a mean times its weight."""
+    if reduction in ("mean", "sum"):
+        total, weights = strategy.reduce(torch.stack([value, torch.full_like(value, weight)]), reduce_op="sum")
+        return total, weights
+    return strategy.reduce(value.reshape(1), reduce_op=reduction)[0], torch.ones_like(value)
