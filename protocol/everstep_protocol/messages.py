@@ -192,6 +192,7 @@ class Intent:
     run_uid: str = ""
     step: int = 1  # only min_nodes plus a multiple of it train together
     replaces: bool = False  # a launcher that has to leave is replaced: the others save with it, and wait for the next
+    retry_start: bool = True  # also a script that raises before a step is done; False where nobody asked for a budget
 
 
 @dataclass(frozen=True)

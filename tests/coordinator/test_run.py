@@ -284,6 +284,28 @@ def test_failures_that_no_restart_cures_end_the_run() -> None:
     assert report.message == "gave up: no restart can help: CommandNotFound: trian.py: no such file"
 
 
+@pytest.mark.parametrize(
+    ("failure", "step", "changes", "ends"),
+    [
+        (BUG, 0, {"retry_start": False}, True),
+        (BUG, 1, {"retry_start": False}, True),  # it was entered, not done
+        (BUG, 0, {}, False),
+        (BUG, 3, {"retry_start": False}, False),
+        (KILLED, 0, {"retry_start": False}, False),  # nothing that code says would be said again
+    ],
+)
+def test_what_a_script_raises_before_a_step_is_done_ends_a_run_that_asked_for_no_budget(
+    failure: Failure, step: int, changes: dict[str, Any], ends: bool
+) -> None:
+    world = World(intent(1, **changes))
+    world.until_step(step)
+    world.fail(world.at(0), failure)
+    report = world.until(RunState.FAILED if ends else RunState.SUCCEEDED)
+    assert report.restarts == (not ends)
+    if ends:
+        assert report.message.startswith("gave up before the first step was done (--max-restarts N would try again)")
+
+
 def test_first_restart_is_immediate_later_ones_wait_and_progress_resets() -> None:
     world = World(intent(3, max_restarts=10, backoff=Backoff(initial_seconds=10.0)))
     world.until_step(3)

@@ -182,6 +182,16 @@ def test_a_bug_ends_the_run_and_is_shown_by_one_launcher(desk: Bench) -> None:
     assert {failure.reason for failure in report.failures} == {Reason.USER_EXCEPTION}
 
 
+@pytest.mark.parametrize(("words", "tries"), [((), 1), (("--max-restarts=1",), 2)])
+def test_a_script_that_raises_before_it_trains_is_run_once_unless_restarts_are_asked_for(
+    desk: Bench, words: tuple[str, ...], tries: int
+) -> None:
+    launcher = desk.launch(*words, desk.script("print('a side effect', flush=True)\nNone.fit()"))
+    assert launcher.wait() == 1
+    assert launcher.output.count("a side effect") == tries, launcher.output
+    assert "'NoneType' object has no attribute 'fit'" in launcher.output
+
+
 @pytest.mark.parametrize("victim", ["worker", "coordinator"])
 def test_standalone_brings_its_own_coordinator(desk: Bench, victim: str) -> None:
     launcher = desk.launch("--standalone", "--nproc-per-node=2", desk.script(TRAIN))

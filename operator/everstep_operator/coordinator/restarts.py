@@ -9,6 +9,8 @@ from everstep_protocol.reasons import Failure, Reason
 
 #: As many failures that look the same, with no progress between them, are a bug that no restart cures.
 SAME_FAILURE = 3
+#: What code raises. Before anything was trained it would mostly raise it again, and its author is looking on.
+_RAISED = (Reason.USER_EXCEPTION, Reason.DATA)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ def why_give_up(record: Record, failure: Failure, step: int, intent: Intent) -> 
     """The sentence that ends the run, or None if another try makes sense. `record` includes the failure."""
     if not failure.reason.retryable:
         return f"gave up: no restart can help: {describe(failure)}"
+    if not intent.retry_start and failure.reason in _RAISED and record.furthest <= 1 and not record.durable:
+        return f"gave up before the first step was done (--max-restarts N would try again): {describe(failure)}"
     # Nodes that vanish are no bug of the script, however often it happens; the budget bounds them.
     if record.identical >= SAME_FAILURE and failure.reason is not Reason.NODE_LOST:
         return f"gave up after {record.identical} identical failures at step {step}: {describe(failure)}"

@@ -63,7 +63,10 @@ def add_arguments(parser: argparse.ArgumentParser, environment: Mapping[str, str
     option("--rdzv-id", metavar="ID", help="name of the run, for TORCHELASTIC_RUN_ID and for its seed")
     option("--local-addr", metavar="HOST", help="where other nodes reach this one (default: EVERSTEP_NODE_ADDRESS)")
     option(
-        "--max-restarts", type=_at_least_zero, help="failed rounds that are started again, with an own coordinator (3)"
+        "--max-restarts",
+        type=_at_least_zero,
+        help="failed rounds that are started again, with an own coordinator (3, but none of a script that raises "
+        "before its first step is done)",
     )
     option("--log-dir", type=Path, metavar="FOLDER", help="a file per rank and round; shows only the first rank")
     option("--join-timeout", type=_seconds, default=300.0, metavar="SECONDS",

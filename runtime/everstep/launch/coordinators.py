@@ -103,7 +103,8 @@ class OwnCoordinator:
 
 
 def _plain(intent: Intent) -> dict[str, int]:
-    return {"nodes": intent.nodes, "min_nodes": intent.min_nodes, "max_restarts": intent.max_restarts}
+    names = ("nodes", "min_nodes", "max_restarts", "retry_start")
+    return {name: getattr(intent, name) for name in names}
 
 
 def address_towards(url_host: str, port: int) -> str:

@@ -59,7 +59,9 @@ def read(args: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Sett
     if url is None:
         restarts = DEFAULT_RESTARTS if args.max_restarts is None else args.max_restarts
         run_id, node, address = run_id or uuid.uuid4().hex, 0, LOOPBACK
-        coordinator = OwnCoordinator(Intent(nodes=1, min_nodes=1, max_restarts=restarts, run_uid=run_id), environment)
+        asked = args.max_restarts is not None
+        wish = Intent(nodes=1, min_nodes=1, max_restarts=restarts, run_uid=run_id, retry_start=asked)
+        coordinator = OwnCoordinator(wish, environment)
     else:
         if args.max_restarts is not None:
             raise ConfigurationError("--max-restarts: the budget is the coordinator's; leave it out, or set it there")
