@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from everstep.callbacks.base import Callback
+from everstep.callbacks.model_checkpoint import Checkpoint
 from everstep.callbacks.model_summary import ModelSummary
 from everstep.callbacks.progress import ProgressBar
 from everstep.errors import ConfigurationError
@@ -40,13 +41,16 @@ def check(callbacks: Sequence[Any]) -> None:
             raise ConfigurationError(f"two callbacks save their state as {key!r}: override state_key in one of them")
 
 
-def check_flags(callbacks: Sequence[Callback], bar: bool | None, summary: bool | None) -> None:
+def check_flags(
+    callbacks: Sequence[Callback], bar: bool | None, summary: bool | None, checkpoints: bool | None
+) -> None:
     """
     Raises:
         ConfigurationError: a flag turns off what a callback is there for.
     """
     for kind, flag, value in (
         (ProgressBar, "enable_progress_bar", bar), (ModelSummary, "enable_model_summary", summary),
+        (Checkpoint, "enable_checkpointing", checkpoints),
     ):  # fmt: skip
         given = next((callback for callback in callbacks if isinstance(callback, kind)), None)
         if value is False and given is not None:

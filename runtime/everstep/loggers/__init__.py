@@ -1,11 +1,14 @@
 """Where logged values go. Only rank 0's loggers are called. Back ends are imported when they are first used."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from everstep.errors import ConfigurationError
 from everstep.lazy import names_of
+from everstep.loggers.base import Logger, rank_zero_experiment
 
 if TYPE_CHECKING:
-    from everstep.loggers.base import Logger, rank_zero_experiment
     from everstep.loggers.csv import CSVLogger
     from everstep.loggers.dummy import DummyLogger
     from everstep.loggers.mlflow import MLFlowLogger
@@ -19,6 +22,7 @@ __all__ = [
     "MLFlowLogger",
     "TensorBoardLogger",
     "WandbLogger",
+    "loggers_of",
     "rank_zero_experiment",
 ]
 
@@ -27,10 +31,30 @@ __getattr__ = names_of(
     {
         "CSVLogger": "csv",
         "DummyLogger": "dummy",
-        "Logger": "base",
         "MLFlowLogger": "mlflow",
         "TensorBoardLogger": "tensorboard",
         "WandbLogger": "wandb",
-        "rank_zero_experiment": "base",
     },
 )
+
+
+def loggers_of(logger: Logger | Iterable[Logger] | bool, root: Path) -> list[Logger]:
+    """What `Trainer(logger=…)` means. `root`: the folder of the default one.
+
+    Raises:
+        ConfigurationError: one of them is no Logger.
+    """
+    if logger is True:
+        from everstep.loggers.csv import CSVLogger
+
+        return [CSVLogger(root)]
+    if logger is False:
+        return []
+    given = [logger] if isinstance(logger, Logger | str) or not isinstance(logger, Iterable) else list(logger)
+    for one in given:
+        if not isinstance(one, Logger):
+            raise ConfigurationError(
+                f"logger={one!r}: give True, False or a Logger of everstep.loggers, such as TensorBoardLogger(), or a "
+                "list of such"
+            )
+    return given

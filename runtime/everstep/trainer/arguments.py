@@ -34,17 +34,14 @@ def check(given: dict[str, Any]) -> None:
         ConfigurationError: a value cannot work, or two do not go together; says what would.
     """
     _check_numbers(given)
-    for name, others in _FLAGS.items():
-        if given[name] not in (True, False, *others):
-            rest = "".join(f" or {other!r}" for other in others)
-            raise ConfigurationError(f"{name}={given[name]!r}: give True or False{rest}")
+    _check_choices(given)
+    folder = given["default_root_dir"]
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ConfigurationError(f"default_root_dir={folder!r}: it has to be a path")
     _check_combinations(given)
 
 
 def _check_numbers(given: dict[str, Any]) -> None:
-    folder = given["default_root_dir"]
-    if folder is not None and not isinstance(folder, str | os.PathLike):
-        raise ConfigurationError(f"default_root_dir={folder!r}: it has to be a path")
     if isinstance(given["accumulate_grad_batches"], dict):
         raise ConfigurationError(
             f"accumulate_grad_batches={given['accumulate_grad_batches']}: it is one number; for one that changes by "
@@ -74,6 +71,13 @@ def _check_numbers(given: dict[str, Any]) -> None:
     clip = given["gradient_clip_val"]
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or clip < 0):
         raise ConfigurationError(f"gradient_clip_val={clip!r}: it has to be a number of at least 0")
+
+
+def _check_choices(given: dict[str, Any]) -> None:
+    for name, others in _FLAGS.items():
+        if given[name] not in (True, False, *others):
+            rest = "".join(f" or {other!r}" for other in others)
+            raise ConfigurationError(f"{name}={given[name]!r}: give True or False{rest}")
     algorithm = given["gradient_clip_algorithm"]
     if algorithm not in (None, "norm", "value"):
         raise ConfigurationError(f'gradient_clip_algorithm={algorithm!r}: give "norm" or "value"')

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from everstep.trainer.trainer import Trainer
 
 Stage = Literal["validation", "test", "predict"]
-_METHODS = {"validation": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
+METHODS = {"validation": "val_dataloader", "test": "test_dataloader", "predict": "predict_dataloader"}
 
 
 class Evaluation:
@@ -56,7 +56,7 @@ class Evaluation:
         """
         if self._made is None:
             trainer, stage = self.trainer, self.stage
-            method = _METHODS[stage]
+            method = METHODS[stage]
             found = combined(self._loaders_of_call.need(method), "sequential", stage)
             sequence = isinstance(found, CombinedLoader) and found.mode == "sequential"
             several = found.flattened if sequence else [found]

@@ -1,7 +1,6 @@
 """Trainer: fit, validate, test, predict."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,51 +9,42 @@ import torch
 
 from everstep import seed, unknown_arguments
 from everstep.accelerators import Accelerator
-from everstep.callbacks import (
-    Callback,
-    Checkpoint,
-    EarlyStopping,
-    ModelCheckpoint,
-    ModelSummary,
-    ProgressBar,
-    conflicts,
-)
+from everstep.callbacks import Callback, ProgressBar
+from everstep.callbacks.defaults import with_defaults
 from everstep.checkpoint.ckpt import as_place, refuse_unpickling
 from everstep.compiled import uncompiled
 from everstep.data import LightningDataModule
-from everstep.errors import ConfigurationError, Stopped
-from everstep.loggers import CSVLogger, DummyLogger, Logger
-from everstep.loggers.hparams import tell_loggers
+from everstep.errors import ConfigurationError
+from everstep.loggers import DummyLogger, Logger, loggers_of
 from everstep.module import LightningModule
 from everstep.precision import Precision
 from everstep.profilers import Profiler, profiler_of
 from everstep.strategies import Strategy
 from everstep.strategies.place import place
-from everstep.strategies.rank import Rank
 from everstep.strategies.spawn import on_its_ranks
 from everstep.trainer import arguments, missing
+from everstep.trainer.call import Verb, call
 from everstep.trainer.ckpt_path import CkptPath
-from everstep.trainer.ckpt_path import load as load_ckpt
 from everstep.trainer.clock import Duration, seconds
-from everstep.trainer.evaluate import Evaluation, Stage
+from everstep.trainer.deterministic import choose_algorithms
+from everstep.trainer.evaluate import METHODS, Evaluation, Stage
 from everstep.trainer.fit import Fit
 from everstep.trainer.hooks import Hooks, overridden
 from everstep.trainer.keep import Keeper
 from everstep.trainer.loaders import Loaders
-from everstep.trainer.logs import Logs, Silent, fetched
+from everstep.trainer.logs import Logs, Silent
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual
 from everstep.trainer.optimizers import SchedulerConfig
+from everstep.trainer.properties import Properties
 from everstep.trainer.run import Begun, Run, process_run
-from everstep.trainer.state import load_model, load_module
-from everstep.trainer.states import RunningStage, TrainerFn, TrainerState, TrainerStatus
+from everstep.trainer.states import TrainerState
 from everstep.trainer.transfer import transfer
 from everstep_protocol.messages import Stage as BoardStage
 
-State = Literal["fit", "validate", "test", "predict"]
-_STAGES: dict[State, Stage] = {"validate": "validation", "test": "test", "predict": "predict"}
+_STAGES: dict[Verb, Stage] = {"validate": "validation", "test": "test", "predict": "predict"}
 
 
-class Trainer(Rank):
+class Trainer(Properties):
     """Trains a LightningModule. Arguments mean what they mean in Lightning 2.6; those that are not here do not exist.
 
     Args:
@@ -156,16 +146,24 @@ class Trainer(Rank):
     ) -> None:
         unknown_arguments.refuse("Trainer", Trainer.__init__, unknown)
         arguments.check(locals())
+        if barebones:
+            enable_progress_bar = logger = False
+            num_sanity_val_steps = log_every_n_steps = 0
+        if enable_logging is False:
+            logger = False
+
+        # Where it runs, and with what.
         self.run = run or process_run()
         environment = self.run.environment
         seed.ensure_seeded(environment)
         self.strategy = place(environment, accelerator, devices, num_nodes, strategy, precision, plugins)
         self.precision_plugin = self.strategy.precision
         self.strategy.sync_batchnorm = sync_batchnorm
-        self._set_algorithms(deterministic, benchmark)
+        choose_algorithms(deterministic, benchmark)
         self.profiler = profiler_of(profiler)
         self.default_root_dir = Path(default_root_dir) if default_root_dir is not None else Path.cwd()
 
+        # How much, how long, and how.
         endless = max_steps != -1 or max_time is not None
         self.max_epochs = (-1 if endless else 1000) if max_epochs is None else max_epochs
         self.min_epochs = min_epochs or 0
@@ -192,72 +190,26 @@ class Trainer(Rank):
         self.barebones = barebones
         self.enable_autolog_hparams = enable_autolog_hparams
         self.fast_dev_run = fast_dev_run
-        if barebones:
-            enable_progress_bar, logger, self.num_sanity_val_steps, self.log_every_n_steps = False, False, 0, 0
-        if enable_logging is False:
-            logger = False
-        self._loggers = _loggers(True if logger is None else logger, self.default_root_dir)
+
+        # What listens.
+        self._loggers = loggers_of(True if logger is None else logger, self.default_root_dir)
         if fast_dev_run:
             self._only_try_out(int(fast_dev_run))
-        self.callbacks: list[Callback] = (
-            [callbacks] if isinstance(callbacks, Callback) or callable(callbacks) else list(callbacks or ())
-        )
-        conflicts.check(self.callbacks)
-        conflicts.check_flags(self.callbacks, enable_progress_bar, enable_model_summary)
-        bar = enable_progress_bar is not False
-        if bar and self.is_global_zero and not any(isinstance(c, ProgressBar) for c in self.callbacks):
-            self.callbacks.append(ProgressBar())
-        summary = enable_model_summary is not False and not barebones
-        if summary and self.is_global_zero and not any(isinstance(c, ModelSummary) for c in self.callbacks):
-            self.callbacks.append(ModelSummary())
-        keeping: list[Callback] = list(self.checkpoint_callbacks)
-        if keeping and enable_checkpointing is False:
-            raise ConfigurationError(
-                f"enable_checkpointing=False, but {type(keeping[0]).__name__} is among the callbacks: take one of them "
-                "away"
-            )
-        if not keeping and enable_checkpointing is not False and not barebones:
-            keeping = [ModelCheckpoint()]
-        self.callbacks = [callback for callback in self.callbacks if not isinstance(callback, Checkpoint)] + keeping
+        self.callbacks = with_defaults(
+            callbacks, enable_progress_bar, enable_model_summary, enable_checkpointing,
+            barebones=barebones, main=self.is_global_zero,
+        )  # fmt: skip
         self.logs = (Silent if barebones else Logs)(self.strategy, self._loggers if self.is_global_zero else [])
 
+        # Where it is.
+        self.keeper = Keeper(self)
         self.state = TrainerState()
-        self.should_stop = False  # set it on every rank, and the fit ends after the present step
-        self.global_step = 0  # optimizer steps finished, of all optimizers
-        self.batches_that_stepped = 0  # windows of batches finished: what loggers count
-        self.current_epoch = 0  # epochs finished
-        self.num_training_batches: int | float = 0  # of a rank in an epoch
         self.num_batches: dict[Stage, list[int | float]] = {"validation": [], "test": [], "predict": []}
-        self.train_dataloader: Any = None  # as they were given
-        self.val_dataloaders: Any = None
-        self.test_dataloaders: Any = None
-        self.predict_dataloaders: Any = None
         self.lightning_optimizers: list[LightningOptimizer] = []
         self.lr_scheduler_configs: list[SchedulerConfig] = []
         self.optimization: Automatic | Manual
-        self.datamodule: LightningDataModule | None = None
         self.predictions: list[list[Any]] = []  # of a prediction that is running or was the last, by loader
         self.prediction_indices: list[list[list[int] | None]] = []  # of their samples in the datasets, where known
-        self._fit: Fit | None = None
-        self.keeper = Keeper(self)
-        self.ckpt_path: str | None = None  # of the present call, or the last: what it has loaded
-        self.resumed = False  # does the present call go on with what an earlier life of the script has begun?
-
-    def _set_algorithms(self, deterministic: bool | Literal["warn"] | None, benchmark: bool | None) -> None:
-        if deterministic is not None:
-            torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
-        if deterministic:
-            # cuBLAS sums in a fixed order only with a workspace of its own.
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            if benchmark:
-                warnings.warn(
-                    "deterministic and benchmark are both on, but algorithms that are chosen by trying differ from run "
-                    "to run: benchmark stays off",
-                    stacklevel=3,
-                )
-            benchmark = False
-        if benchmark is not None:
-            torch.backends.cudnn.benchmark = benchmark
 
     def _only_try_out(self, batches: int) -> None:
         """fast_dev_run: a few batches of everything, and nothing is written."""
@@ -301,39 +253,28 @@ class Trainer(Rank):
                 "best"; "latest"; or a step. A restarted script goes on from its own checkpoints instead.
             weights_only: False is refused: nothing is ever unpickled.
         """
-        unknown_arguments.refuse("fit", Trainer.fit, unknown)
-        refuse_unpickling(weights_only)
+        _check_verb("fit", weights_only, unknown)
         train_dataloaders, datamodule = _datamodule_or(train_dataloaders, datamodule)
         if val_dataloaders is not None and datamodule is not None:
             raise ConfigurationError("both val_dataloaders and a datamodule are given: give one of them")
         model = uncompiled(model)
-        _check_module(model)
-        if not overridden(model, "training_step"):
-            raise ConfigurationError(
-                f"{type(model).__name__} has no training_step: define training_step(batch, batch_idx)"
-            )
-
+        _check_model(model, "training_step")
         given = {"train_dataloader": train_dataloaders, "val_dataloader": val_dataloaders}
 
-        def work(hooks: Hooks, begun: Begun) -> Any:
-            run_seed = int(self.strategy.broadcast(seed.run_seed()))  # one order of the data for all ranks
-            loaders = Loaders(model, datamodule, given)
-            fit = self._fit = Fit(
-                self, model, hooks, loaders, transfer(self, model, datamodule), begun.restored, run_seed
-            )
+        def work(hooks: Hooks, begun: Begun) -> None:
+            loaders, moving = Loaders(model, datamodule, given), transfer(self, model, datamodule)
+            fit = self._fit = Fit(self, model, hooks, loaders, moving, begun.restored, self._seed_of_all())
             with torch.autograd.set_detect_anomaly(self.detect_anomaly or torch.is_anomaly_enabled()):
                 fit.run()
             result = {
                 "global_step": self.global_step,
                 "batches_that_stepped": self.batches_that_stepped,
                 "current_epoch": self.current_epoch,
-                "metrics": self.logs.numbers(),
-                "loggers": [logger.state_dict() for logger in self.logs.loggers],
             }
-            self.run.complete("fit", self.strategy, self.global_step - fit.first_step, result, fit.state)
+            self._complete("fit", result, self.global_step - fit.first_step, fit.state)
 
         self.should_stop = False
-        self._call("fit", model, datamodule, work, ckpt_path)
+        call(self, "fit", model, datamodule, work, ckpt_path)
 
     @on_its_ranks
     def validate(
@@ -354,12 +295,8 @@ class Trainer(Rank):
                 default: the datamodule's or the module's. verbose: print the values on rank 0.
             ckpt_path: load these weights first; as of `fit`. Default: the model's own, or "best" without a model.
         """
-        unknown_arguments.refuse("validate", Trainer.validate, unknown)
-        refuse_unpickling(weights_only)
-        metrics: list[dict[str, float]] = self._evaluate("validate", model, dataloaders, datamodule, ckpt_path)
-        if verbose:
-            self._print_metrics("validate", metrics)
-        return metrics
+        _check_verb("validate", weights_only, unknown)
+        return self._measure("validate", model, dataloaders, datamodule, ckpt_path, verbose)
 
     @on_its_ranks
     def test(
@@ -374,12 +311,8 @@ class Trainer(Rank):
         **unknown: Any,
     ) -> list[dict[str, float]]:
         """One pass over the test loaders; returns the logged epoch values of each. Arguments as of `validate`."""
-        unknown_arguments.refuse("test", Trainer.test, unknown)
-        refuse_unpickling(weights_only)
-        metrics: list[dict[str, float]] = self._evaluate("test", model, dataloaders, datamodule, ckpt_path)
-        if verbose:
-            self._print_metrics("test", metrics)
-        return metrics
+        _check_verb("test", weights_only, unknown)
+        return self._measure("test", model, dataloaders, datamodule, ckpt_path, verbose)
 
     @on_its_ranks
     def predict(
@@ -400,167 +333,66 @@ class Trainer(Rank):
         Args:
             return_predictions: False: keep nothing and return None; callbacks have seen each batch.
         """
-        unknown_arguments.refuse("predict", Trainer.predict, unknown)
-        refuse_unpickling(weights_only)
-        outputs: list[list[Any]] = self._evaluate(
-            "predict",
-            model,
-            dataloaders,
-            datamodule,
-            ckpt_path,
-            keep=return_predictions is not False or any(callback.needs_predictions for callback in self.callbacks),
-        )
+        _check_verb("predict", weights_only, unknown)
+        keep = return_predictions is not False or any(callback.needs_predictions for callback in self.callbacks)
+        outputs: list[list[Any]] = self._evaluate("predict", model, dataloaders, datamodule, ckpt_path, keep)
         if not return_predictions:
             return None
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def _measure(
+        self, verb: Verb, model: LightningModule | None, dataloaders: Any, datamodule: LightningDataModule | None,
+        ckpt_path: CkptPath | None, verbose: bool,
+    ) -> list[dict[str, float]]:  # fmt: skip
+        metrics: list[dict[str, float]] = self._evaluate(verb, model, dataloaders, datamodule, ckpt_path)
+        for number, values in enumerate(metrics if verbose else ()):
+            which = f", dataloader {number}" if len(metrics) > 1 else ""
+            self.print(f"{verb}{which}:", *(f"{name} {value:.6g}" for name, value in sorted(values.items())))
+        return metrics
+
     def _evaluate(
-        self, kind: State, model: LightningModule | None, dataloaders: Any, datamodule: LightningDataModule | None,
+        self, verb: Verb, model: LightningModule | None, dataloaders: Any, datamodule: LightningDataModule | None,
         ckpt_path: CkptPath | None, keep: bool = False,
     ) -> Any:  # fmt: skip
+        """Metrics of each loader; of a prediction what its batches came to."""
         dataloaders, datamodule = _datamodule_or(dataloaders, datamodule)
         module = model if model is not None else self.lightning_module
         if module is None:
-            raise ConfigurationError(f"there is nothing to {kind}: give a model, as in trainer.{kind}(model)")
+            raise ConfigurationError(f"there is nothing to {verb}: give a model, as in trainer.{verb}(model)")
         module = uncompiled(module)
-        _check_module(module)
+        predicts = verb == "predict"
+        stage = _STAGES[verb]
+        _check_model(module, None if predicts else f"{stage}_step")
         if model is None and ckpt_path is None and self.best_model_path:
             ckpt_path = "best"
-        stage = _STAGES[kind]
-        method = {"validation": "val_dataloader"}.get(stage, f"{stage}_dataloader")
-        if kind != "predict" and not overridden(module, f"{stage}_step"):
-            raise ConfigurationError(
-                f"{type(module).__name__} has no {stage}_step: define {stage}_step(batch, batch_idx)"
-            )
 
         def work(hooks: Hooks, begun: Begun) -> Any:
             self.run.stage(BoardStage.EVALUATING)
-            run_seed = int(self.strategy.broadcast(seed.run_seed()))
+            run_seed = self._seed_of_all()
             self.strategy.align_buffers(module)
             metrics: list[dict[str, float]] = []
             outputs: list[list[Any]] = []
             if self.limit_batches(stage) != 0:
-                loaders = Loaders(module, datamodule, {method: dataloaders})
+                loaders = Loaders(module, datamodule, {METHODS[stage]: dataloaders})
                 moving = transfer(self, module, datamodule)
                 metrics, outputs = Evaluation(self, module, hooks, loaders, moving, stage, run_seed).run(keep=keep)
             if begun.record is None:
-                result = {"result": [] if kind == "predict" else metrics, "metrics": self.logs.numbers()}
-                result["loggers"] = [logger.state_dict() for logger in self.logs.loggers]
-                self.run.complete(kind, self.strategy, 0, result, None)
-            return outputs if kind == "predict" else metrics
+                self._complete(verb, {"result": [] if predicts else metrics})
+            return outputs if predicts else metrics
 
-        return self._call(kind, module, datamodule, work, ckpt_path)
+        return call(self, verb, module, datamodule, work, ckpt_path)
 
-    def _call(
-        self,
-        kind: State,
-        model: LightningModule,
-        datamodule: LightningDataModule | None,
-        work: Callable[[Hooks, Begun], Any],
-        ckpt_path: CkptPath | None,
-    ) -> Any:
-        """One Trainer call: set up, then work, or take what an earlier life of the script has left."""
-        self.strategy.connect(self.run.environment)
-        self.run.open(self.strategy)
-        begun = self.run.begin(kind)
-        self.resumed, self.ckpt_path = begun.record is not None or begun.restored is not None, None
-        self.strategy.model, self.logs.module, model.trainer = model, model, self
-        self.logs.forget()
-        self.datamodule = datamodule
-        if datamodule is not None:
-            datamodule.trainer = self
-        self._take_callbacks_of(model)
-        for callback in self.callbacks:
-            callback.log, callback.log_dict = model.log, model.log_dict
-        self._agree_on_loggers(begun)
-        hooks = Hooks(self, model, self.callbacks, datamodule)
-        self.state.begin(TrainerFn(kind))
-        self.profiler.setup(kind, self.log_dir)
-        try:
-            for owner in (datamodule, model):
-                per_node = owner is None or owner.prepare_data_per_node
-                if owner is not None and (self.local_rank if per_node else self.global_rank) == 0:
-                    owner.prepare_data()
-            self.strategy.barrier()
-            hooks.call("setup", kind)
-            with self.precision_plugin.init_context():
-                model.configure_model()
-            chosen = begun.restored if kind == "fit" else None
-            if ckpt_path is not None and not (kind == "fit" and self.resumed):
-                chosen = load_ckpt(self, ckpt_path)
-                if kind == "fit":
-                    begun.restored = chosen
-            checkpoint = chosen.shared["checkpoint"] if chosen is not None else None
-            if checkpoint is not None:
-                model.on_load_checkpoint(checkpoint)  # it may change the module, of which nothing is made yet
-            self.precision_plugin.convert_module(model)
-            self.strategy.setup(model)
-            if checkpoint is not None:
-                (load_module if kind == "fit" else load_model)(self, model, checkpoint)
-            tell_loggers(self, model, datamodule)
-            if begun.record is not None and kind != "predict":
-                result = self._recorded(kind, model, begun)
-                done = self.run.steps_before
-                self.run.note(self.strategy, done, stage=kind, max_steps=done or None)
-            else:
-                result = work(hooks, begun)
-            hooks.call("teardown", kind)
-        except BaseException as error:
-            if not isinstance(error, Stopped):
-                hooks.call("on_exception", error)
-            self.keeper.abandon()
-            for logger in self.logs.loggers:
-                logger.finalize("failed")
-            self.store_artifacts()
-            self.state.end(TrainerStatus.INTERRUPTED)
-            raise
-        finally:
-            self.logs.mode = None
-            self.profiler.teardown(kind)
-        self.state.end(TrainerStatus.FINISHED)
-        for logger in self.logs.loggers:
-            logger.finalize("success")
-        self.store_artifacts()
-        return result
+    def _seed_of_all(self) -> int:
+        """One order of the data for all ranks."""
+        return int(self.strategy.broadcast(seed.run_seed()))
 
-    def _agree_on_loggers(self, begun: Begun) -> None:
-        """They write where they did in an earlier life, and all ranks know where that is."""
-        states: Any = ()
-        if begun.record is not None:
-            states = begun.record["loggers"]
-        elif begun.restored is not None:
-            states = begun.restored.shared["checkpoint"].get("everstep", {}).get("loggers", ())
-        for logger, state in zip(self.logs.loggers, states, strict=False):
-            logger.load_state_dict(state)
-        if self.run.artifacts is not None:
-            for folder, name in self._folders_of_loggers() if self.resumed else ():
-                self.run.artifacts.fetch(folder, name)
-        if self.world_size > 1:
-            versions = self.strategy.broadcast([logger.version for logger in self.logs.loggers])
-            for logger, version in zip(self.loggers, versions, strict=True):
-                if not self.is_global_zero:
-                    logger.take_version(version)
-
-    def _take_callbacks_of(self, model: LightningModule) -> None:
-        """The module's own callbacks take the place of those of the same class."""
-        found = model.configure_callbacks()
-        own = [found] if isinstance(found, Callback) else list(found)
-        if own:
-            self.callbacks = [c for c in self.callbacks if type(c) not in {type(mine) for mine in own}] + own
-            conflicts.check(self.callbacks)
-
-    def _recorded(self, kind: State, model: LightningModule, begun: Begun) -> Any:
-        """What a call that was completed before has left: metrics, and of a fit the final weights."""
-        record = begun.record
-        assert record is not None
-        self.logs.callback_metrics.update({name: torch.tensor(value) for name, value in record["metrics"].items()})
-        if kind != "fit":
-            return record["result"]
-        self.global_step, self.current_epoch = record["global_step"], record["current_epoch"]
-        self.batches_that_stepped = record["batches_that_stepped"]
-        if begun.restored is not None:
-            self.keeper.fit, self.keeper.left = None, begun.restored.shared["checkpoint"]
-        return None
+    def _complete(
+        self, verb: Verb, result: dict[str, Any], steps: int = 0, state: Callable[[], Any] | None = None
+    ) -> None:
+        """Record what a call has come to, for later lives of the script."""
+        loggers = [logger.state_dict() for logger in self.logs.loggers]
+        result = {**result, "metrics": self.logs.numbers(), "loggers": loggers}
+        self.run.complete(verb, self.strategy, steps, result, state)
 
     def each_training_batch(self, step: Callable[..., Any]) -> None:
         """In a fit: call (batch, batch_idx) -> anything for each of this rank's training batches once more, as on the
@@ -572,12 +404,7 @@ class Trainer(Rank):
         finally:
             self.logs = logs
 
-    def _print_metrics(self, kind: str, metrics: list[dict[str, float]]) -> None:
-        for number, values in enumerate(metrics):
-            which = f", dataloader {number}" if len(metrics) > 1 else ""
-            self.print(f"{kind}{which}:", *(f"{name} {value:.6g}" for name, value in sorted(values.items())))
-
-    # Checkpoint files.
+    # Files.
 
     def save_checkpoint(
         self, filepath: str | os.PathLike[str], weights_only: bool | None = None, storage_options: Any = None
@@ -602,42 +429,6 @@ class Trainer(Rank):
             )
         self.keeper.save_now(as_place(filepath), bool(weights_only))
 
-    @property
-    def early_stopping_callbacks(self) -> list[EarlyStopping]:
-        """All of them."""
-        return [callback for callback in self.callbacks if isinstance(callback, EarlyStopping)]
-
-    @property
-    def early_stopping_callback(self) -> EarlyStopping | None:
-        """The first."""
-        return next(iter(self.early_stopping_callbacks), None)
-
-    @property
-    def progress_bar_callback(self) -> ProgressBar | None:
-        """The bar; None: there is none, as on ranks other than 0."""
-        return next((callback for callback in self.callbacks if isinstance(callback, ProgressBar)), None)
-
-    @property
-    def checkpoint_callbacks(self) -> list[Checkpoint]:
-        """All that keep checkpoints, which come last."""
-        return [callback for callback in self.callbacks if isinstance(callback, Checkpoint)]
-
-    @property
-    def checkpoint_callback(self) -> Checkpoint | None:
-        """The first."""
-        return next(iter(self.checkpoint_callbacks), None)
-
-    @property
-    def best_model_path(self) -> str:
-        """Of the first ModelCheckpoint that has one; else ""."""
-        paths = [c.best_model_path for c in self.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        return next((path for path in paths if path), "")
-
-    @property
-    def validates(self) -> bool:
-        """Does the fit that is running, or was the last, validate?"""
-        return self._fit is not None and self._fit.validation is not None
-
     def artifacts(self, name: str) -> str:
         """A folder for this Trainer's files: in its logger's; in a run below the checkpoint uri, to outlive the pod."""
         uri = self.run.environment.checkpoint_uri
@@ -649,14 +440,14 @@ class Trainer(Rank):
             return f"{os.path.abspath(logger.log_dir)}/{name}"
         return f"{root}/{_name_of(logger)}/{name}"
 
-    def _folders_of_loggers(self) -> list[tuple[str, str]]:
+    def folders_of_loggers(self) -> list[tuple[str, str]]:
         """Those that log here and write files: their folder, and its name below artifacts/."""
         return [(logger.log_dir, _name_of(logger)) for logger in self.logs.loggers if logger.log_dir is not None]
 
     def store_artifacts(self) -> None:
         """Copy what loggers and profilers have written to where it outlives this pod, if there is such a place."""
         if self.run.artifacts is not None and not self.fast_dev_run:
-            self.run.artifacts.put(self._folders_of_loggers())
+            self.run.artifacts.put(self.folders_of_loggers())
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, and what is pickled, is between two calls: it has no fit with loaders in the middle of their data."""
@@ -680,182 +471,8 @@ class Trainer(Rank):
 
     def told_of_loaders(self, stage: Stage, loaders: Any, counts: list[int | float]) -> None:
         """An evaluation has made its loaders: keep them, and their batches, for whoever asks."""
-        setattr(self, {"validation": "val_dataloaders"}.get(stage, f"{stage}_dataloaders"), loaders)
+        setattr(self, f"{METHODS[stage]}s", loaders)
         self.num_batches[stage] = counts
-
-    @property
-    def precision(self) -> str:
-        """Its name, such as "32-true"; the object is `precision_plugin`."""
-        return self.precision_plugin.name
-
-    @property
-    def num_devices(self) -> int:
-        """That this node's ranks use."""
-        return len(self.strategy.devices)
-
-    @property
-    def device_ids(self) -> list[int]:
-        """The indices of this node's devices."""
-        return list(self.strategy.devices)
-
-    @property
-    def num_nodes(self) -> int:
-        """That the launcher has started."""
-        return self.run.environment.num_nodes
-
-    @property
-    def lightning_module(self) -> LightningModule | None:
-        """Of the present call, or the last."""
-        model: LightningModule | None = self.strategy.model
-        return model
-
-    @property
-    def model(self) -> LightningModule | None:
-        """Of the present call, or the last."""
-        return self.lightning_module
-
-    @property
-    def optimizers(self) -> list[torch.optim.Optimizer]:
-        """Of the fit that is running, or was the last."""
-        return self.strategy.optimizers
-
-    @optimizers.setter
-    def optimizers(self, optimizers: list[torch.optim.Optimizer]) -> None:
-        self.strategy.optimizers = optimizers
-
-    @property
-    def scaler(self) -> Any:
-        """The torch.amp.GradScaler of 16-mixed; None: there is none."""
-        return getattr(self.precision_plugin, "scaler", None)
-
-    @property
-    def interrupted(self) -> bool:
-        """Has the last call ended by an exception, Ctrl-C included?"""
-        return self.state.status == TrainerStatus.INTERRUPTED
-
-    @property
-    def num_val_batches(self) -> list[int | float]:
-        """Of a rank, of each loader."""
-        return self.num_batches["validation"]
-
-    @property
-    def num_sanity_val_batches(self) -> list[int | float]:
-        """Of a rank, of each loader, in the sanity check."""
-        most = self.num_sanity_val_steps
-        return [min(count, most) if most >= 0 else count for count in self.num_val_batches]
-
-    @property
-    def num_test_batches(self) -> list[int | float]:
-        """Of a rank, of each loader."""
-        return self.num_batches["test"]
-
-    @property
-    def num_predict_batches(self) -> list[int | float]:
-        """Of a rank, of each loader."""
-        return self.num_batches["predict"]
-
-    @property
-    def estimated_stepping_batches(self) -> int | float:
-        """Optimizer steps of the fit that is running, or was the last; inf: it cannot be known. For schedulers, in
-        configure_optimizers.
-
-        Raises:
-            ConfigurationError: there was no fit yet.
-        """
-        if self._fit is None:
-            raise ConfigurationError(
-                "estimated_stepping_batches is known in a fit: ask in configure_optimizers or later"
-            )
-        return self._fit.stepping_batches
-
-    @property
-    def logger(self) -> Logger | None:
-        """The first logger. May be set, as the argument: to a Logger, or None."""
-        return self._loggers[0] if self._loggers else None
-
-    @logger.setter
-    def logger(self, logger: Logger | None) -> None:
-        self.loggers = [] if logger is None else [logger]
-
-    @property
-    def loggers(self) -> list[Logger]:
-        """All of them. May be set, to a list of Loggers, between two calls or inside of one.
-
-        Raises:
-            ConfigurationError: one of them is none.
-        """
-        return self._loggers
-
-    @loggers.setter
-    def loggers(self, loggers: Iterable[Logger] | None) -> None:
-        self._loggers = _loggers(loggers or False, self.default_root_dir)
-        self.logs.loggers = self._loggers if self.is_global_zero else []
-
-    @property
-    def log_dir(self) -> str | None:
-        """The first logger's folder of this run; without a logger default_root_dir."""
-        return self.logger.log_dir if self.logger is not None else str(self.default_root_dir)
-
-    @property
-    def callback_metrics(self) -> dict[str, torch.Tensor]:
-        """The latest of everything logged, for callbacks and schedulers."""
-        return self.logs.callback_metrics
-
-    @property
-    def logged_metrics(self) -> dict[str, torch.Tensor]:
-        """The latest of everything logged that is meant for the loggers."""
-        return self.logs.latest()
-
-    @property
-    def progress_bar_metrics(self) -> dict[str, float]:
-        """The latest of everything logged with prog_bar=True. Asking for it waits for the device."""
-        return fetched(self.logs.progress_bar_metrics)
-
-    @property
-    def fitting(self) -> bool:
-        """Is a fit running? It may be validating."""
-        return self.state.status == TrainerStatus.RUNNING and self.state.fn == TrainerFn.FITTING
-
-    @property
-    def training(self) -> bool:
-        """Is a fit at its training batches?"""
-        return self.state.stage == RunningStage.TRAINING
-
-    @property
-    def sanity_checking(self) -> bool:
-        """Is a fit at its sanity check?"""
-        return self.state.stage == RunningStage.SANITY_CHECKING
-
-    @property
-    def validating(self) -> bool:
-        """Also inside a fit; not in its sanity check."""
-        return self.state.stage == RunningStage.VALIDATING
-
-    @property
-    def testing(self) -> bool:
-        """Is a test running?"""
-        return self.state.stage == RunningStage.TESTING
-
-    @property
-    def predicting(self) -> bool:
-        """Is a prediction running?"""
-        return self.state.stage == RunningStage.PREDICTING
-
-    @property
-    def evaluating(self) -> bool:
-        """Is a validation (also a fit's, also its sanity check), test or prediction running?"""
-        return self.state.stage is not None and self.state.stage.evaluating
-
-    @property
-    def is_log_step(self) -> bool:
-        """Do the loggers get the values of the optimizer step that is under way?"""
-        every = self.log_every_n_steps
-        return bool(every) and (self.batches_that_stepped + 1) % every == 0
-
-    @property
-    def is_last_batch(self) -> bool:
-        """Is the present training batch the epoch's last?"""
-        return self._fit is not None and self._fit.last_batch
 
 
 def _name_of(logger: Logger) -> str:
@@ -863,26 +480,19 @@ def _name_of(logger: Logger) -> str:
     return f"{logger.name}/{version}"
 
 
-def _check_module(model: Any) -> None:
+def _check_verb(verb: Verb, weights_only: bool | None, unknown: dict[str, Any]) -> None:
+    unknown_arguments.refuse(verb, getattr(Trainer, verb), unknown)
+    refuse_unpickling(weights_only)
+
+
+def _check_model(model: Any, step: str | None) -> None:
+    """`step`: that it has to have; None: there is a default."""
     if isinstance(model, type):
         raise ConfigurationError(f"the model is the class {model.__name__}: give an instance, {model.__name__}(…)")
     if not isinstance(model, LightningModule):
         raise ConfigurationError(f"the model is a {type(model).__name__}: it has to be a LightningModule of Everstep")
-
-
-def _loggers(logger: Logger | Iterable[Logger] | bool, root: Path) -> list[Logger]:
-    if logger is True:
-        return [CSVLogger(root)]
-    if logger is False:
-        return []
-    given = [logger] if isinstance(logger, Logger | str) or not isinstance(logger, Iterable) else list(logger)
-    for one in given:
-        if not isinstance(one, Logger):
-            raise ConfigurationError(
-                f"logger={one!r}: give True, False or a Logger of everstep.loggers, such as TensorBoardLogger(), or a "
-                "list of such"
-            )
-    return given
+    if step is not None and not overridden(model, step):
+        raise ConfigurationError(f"{type(model).__name__} has no {step}: define {step}(batch, batch_idx)")
 
 
 def _datamodule_or(loaders: Any, datamodule: LightningDataModule | None) -> tuple[Any, LightningDataModule | None]:
