@@ -18,6 +18,7 @@ from everstep.trainer.loaders import Loaders, combined
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual, for_listeners
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
+from everstep.trainer.schedulers import Schedulers
 from everstep.trainer.state import dump, load
 from everstep.trainer.states import RunningStage
 from everstep.trainer.stopping import Stopping
@@ -41,12 +42,13 @@ class Fit:
         restored: Restored | None, seed: int,
     ) -> None:  # fmt: skip
         self.trainer, self.module, self.hooks = trainer, module, hooks
-        self.run_, self.logs, self.strategy = trainer.run, trainer.logs, trainer.strategy
+        self.training_run, self.logs, self.strategy = trainer.run, trainer.logs, trainer.strategy
         self.loaders, self.transfer = loaders, transfer
         self.restored = restored
         self.seed = seed
         self.validation = self._validation()
         self.stopping = Stopping(trainer)
+        self.schedulers = Schedulers(trainer, module)
         self.position = 0  # samples of this epoch that finished steps have consumed (a stream: batches)
         self.earlier_rounds = 0  # batches of a rank in the epochs before
         self.first_step = trainer.global_step
@@ -83,7 +85,7 @@ class Fit:
         self.optimization = trainer.optimization = way(trainer, self.module, self.hooks, self._bind_step())
         if self.validation is not None and self._epoch_validates:
             self.validation.make_loaders()
-        self.run_.stage(Stage.TRAINING)
+        self.training_run.stage(Stage.TRAINING)
         self.logs.mode = False
         self.hooks.call("on_train_start")
         trainer.keeper.begin(self)
@@ -100,7 +102,7 @@ class Fit:
         logs.mode = True
         batches = self._open_epoch() if self.position else None
         if self.restored is not None:
-            self.run_.set_rng(self.restored)  # after everything that draws numbers on the way here
+            self.training_run.set_rng(self.restored)  # after everything that draws numbers on the way here
             self.restored = None
         self._boundary()
         if batches is None:
@@ -121,7 +123,7 @@ class Fit:
             values.update(logs.reduce_epoch())
         logs.send_epoch(values, trainer.batches_that_stepped - 1, trainer.current_epoch)
         logs.end_epoch()
-        self._step_schedulers("epoch", trainer.current_epoch + 1, plateau=True)
+        self.schedulers.after_epoch()
         trainer.current_epoch += 1
         self.earlier_rounds += rounds
         self.position = 0
@@ -132,22 +134,15 @@ class Fit:
         Batches come in windows that share an optimizer step, and in rounds: what all ranks take together. What does
         not change within an epoch is looked up before it.
         """
-        trainer, logs, source, run_batch = self.trainer, self.logs, self.source, self.optimization.run
+        trainer, logs, source, schedulers = self.trainer, self.logs, self.source, self.schedulers
+        schedules, run_batch = bool(schedulers), self.optimization.run
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
-        boundary = self._boundary if self.run_.listens or trainer.checkpoint_callbacks else None
-        schedules = bool(trainer.lr_scheduler_configs) and self.module.automatic_optimization
+        boundary = self._boundary if self.training_run.listens or trainer.checkpoint_callbacks else None
         log_every = trainer.log_every_n_steps or math.inf
         part = 1.0 / source.shape.accumulation  # of a window: a batch's weight in it
         index = source.rounds_of(self.position)  # as the world in which the run began counts
         opens = True  # is this batch its window's first?
-
-        # Backward averages gradients over the ranks, in the last batch of each window. Those of several optimizers, and
-        # of manual backwards, are averaged after it by the optimization, where the strategy does not in each backward.
-        synchronise, synchronised = self.strategy.synchronise_gradients, True
-        in_backward = self.module.automatic_optimization and len(trainer.optimizers) == 1
-        if not in_backward and not self.strategy.shares_each_backward:
-            synchronise(False)
 
         for micro, batch in batches:
             closes = micro.closes_step  # is this batch its window's last?
@@ -157,11 +152,8 @@ class Fit:
             logs.begin_step(micro.samples)
             for listener in batch_start:
                 if listener(batch, index) == -1:  # the module has had enough of this epoch
-                    self._step_schedulers("epoch", trainer.current_epoch + 1)
+                    schedulers.end_of_steps()
                     return index
-            if in_backward and synchronised is not closes:
-                synchronised = closes
-                synchronise(closes)
 
             outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 
@@ -169,7 +161,7 @@ class Fit:
             if closes:
                 trainer.batches_that_stepped += 1
                 if schedules:
-                    self._after_step(micro)
+                    schedulers.after_step(source.rounds_of(micro.round_stop), micro.closes_epoch)
             if batch_end:
                 outputs = for_listeners(outputs, part)
                 for listener in batch_end:
@@ -183,7 +175,7 @@ class Fit:
                 self._validate(closes)
             if closes:
                 if schedules:
-                    self._after_step(micro, plateau=True)
+                    schedulers.after_validation(source.rounds_of(micro.round_stop))
                 self.seen += micro.round_stop - self.position
                 self.position = micro.round_stop
                 if micro.closes_epoch or self.stopping.finished:
@@ -197,7 +189,7 @@ class Fit:
 
     def _boundary(self) -> None:
         """Everything up to here is done: tell the launcher, stop if that is agreed, save if that is due."""
-        run, step = self.run_, self.trainer.global_step - self.first_step
+        run, step = self.training_run, self.trainer.global_step - self.first_step
         if self.trainer.keeper.pending:
             self.trainer.keeper.flush()
         if run.seat is not None:
@@ -217,18 +209,18 @@ class Fit:
 
     def _save(self, wait: bool) -> None:
         step = self.trainer.global_step - self.first_step
-        if not self.run_.keeps_checkpoints:
+        if not self.training_run.keeps_checkpoints:
             return
         self.check_loss()  # what is saved is what a failure falls back to
         self.saved_step = step
         self.strategy.align_buffers(self.module)
         rank = {"means": self.logs.state_dict(), "stream": self.source.rank_state()}
-        self.run_.save(step, self.state(), rank, wait, self._score())
+        self.training_run.save(step, self.state(), rank, wait, self._score())
         self.trainer.keeper.in_background(self.trainer.store_artifacts)  # loggers have written all for their state
 
     def _score(self) -> float | None:
         """The value by which the run's best checkpoints are kept, if it was logged since the save before."""
-        metric, known = self.run_.metric, self.logs.callback_metrics
+        metric, known = self.training_run.metric, self.logs.callback_metrics
         value = known.get(metric)
         if metric and value is None and self.validated_step >= 0 and self.trainer.is_global_zero:
             warnings.warn(
@@ -254,7 +246,7 @@ class Fit:
     def _load(self, restored: Restored) -> None:
         load(self.trainer, self, restored.shared["checkpoint"])
         self.saved_step = self.trainer.global_step - self.first_step
-        self._scored = self.logs.callback_metrics.get(self.run_.metric)
+        self._scored = self.logs.callback_metrics.get(self.training_run.metric)
         if restored.rank is not None:
             self.logs.load_state_dict(restored.rank.get("means", {}))  # none at the end of a completed fit
             self.stream_state = restored.rank.get("stream")
@@ -266,9 +258,9 @@ class Fit:
 
     def _note(self) -> None:
         trainer = self.trainer
-        self.run_.note(
+        self.training_run.note(
             self.strategy,
-            self.run_.steps_before + trainer.global_step - self.first_step,
+            self.training_run.steps_before + trainer.global_step - self.first_step,
             stage="fit",
             epoch=trainer.current_epoch,
             max_steps=self._max_steps(),
@@ -285,7 +277,7 @@ class Fit:
     def _max_steps(self) -> int | None:
         """Optimizer steps when all is done, of the run."""
         total = self.stepping_batches
-        return self.run_.steps_before + int(total) - self.first_step if total != math.inf else None
+        return self.training_run.steps_before + int(total) - self.first_step if total != math.inf else None
 
     # Data.
 
@@ -346,25 +338,10 @@ class Fit:
         step = self.strategy.wrap(self.module, trainer.precision_plugin.wrap(step))
         return trainer.profiler.timed("training_step", step)
 
-    def _after_step(self, micro: Micro, *, plateau: bool = False) -> None:
-        """The schedulers that count steps, and at the epoch's last one those that count epochs. `plateau`: after a
-        validation, those that look at a metric; of epochs they wait for what the epoch's end logs."""
-        self._step_schedulers("step", self.source.rounds_of(micro.round_stop), plateau=plateau)
-        if micro.closes_epoch and not plateau:
-            self._step_schedulers("epoch", self.trainer.current_epoch + 1)
-
-    def _step_schedulers(self, interval: str, count: int, *, plateau: bool = False) -> None:
-        """`count`: of the interval that is over."""
-        if not self.module.automatic_optimization:
-            return
-        for config in self.trainer.lr_scheduler_configs:
-            if config.interval == interval and config.reduce_on_plateau is plateau and count % config.frequency == 0:
-                config.step(self.logs.callback_metrics)
-
     def _look(self) -> None:
         """A log step: values are fetched now, if anybody wants them."""
         self.logs.send_step(self.trainer.batches_that_stepped - 1, self.trainer.current_epoch)
-        if self.trainer.loggers or self.run_.seat is not None:
+        if self.trainer.loggers or self.training_run.seat is not None:
             self.check_loss()
 
     def check_loss(self) -> None:
@@ -382,7 +359,7 @@ class Fit:
                 f"the loss is {value} at step {self.trainer.global_step} (epoch {self.trainer.current_epoch}): lower "
                 "the learning rate, clip gradients (gradient_clip_val), or look at the data of this step"
             )
-        self.run_.saw_loss(value)
+        self.training_run.saw_loss(value)
 
     # Validation inside the fit.
 
@@ -431,12 +408,12 @@ class Fit:
             else:
                 self.module.zero_grad()  # memory for the validation
         self.strategy.align_buffers(self.module)
-        self.run_.stage(Stage.EVALUATING)
+        self.training_run.stage(Stage.EVALUATING)
         self.trainer.state.stage = RunningStage.VALIDATING
         self.validation.run()
         self.trainer.state.stage = RunningStage.TRAINING
         self.validated_step = self.trainer.global_step - self.first_step
-        self.run_.stage(Stage.TRAINING)
+        self.training_run.stage(Stage.TRAINING)
         self.logs.mode = True
 
 

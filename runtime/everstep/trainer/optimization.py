@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from everstep.errors import ConfigurationError
 from everstep.optimizer import WrappedOptimizer
 from everstep.precision import Precision
+from everstep.strategies import Strategy
 from everstep.trainer.hooks import Hooks, overridden
 
 if TYPE_CHECKING:
@@ -53,6 +54,12 @@ class Automatic:
         self._parameters = [parameters_of(optimizer) for _, optimizer in self.optimizers]
         self._alone = len(self.optimizers) == 1 and not self._by_closure[0]
         self._strategy = trainer.strategy
+        # One optimizer's gradients are averaged over the ranks by the backward of a window's last batch. Those of
+        # several, and of manual backwards, after it, where the strategy does not do so in each backward.
+        self._in_backward = len(self.optimizers) == 1
+        self._synchronises = True
+        if not self._in_backward:
+            _leave_gradients_apart(self._strategy)
         self._unready = bool(self._unscale or self._before_step or self._clip) or len(self.optimizers) > 1
         self._warned = False
         self.loss: tuple[Tensor, float] | None = None  # the latest, and by what it was multiplied
@@ -70,6 +77,9 @@ class Automatic:
         Args:
             opens, closes: is it the window's first, its last batch? scale: of its loss.
         """
+        if self._in_backward and self._synchronises is not closes:
+            self._synchronises = closes
+            self._strategy.synchronise_gradients(closes)
         if self._alone:
             optimizer = self.optimizers[0][1]
             outputs = self._gradients(optimizer, (batch, index), opens, scale)
@@ -217,6 +227,7 @@ class Manual:
                 )
         self.step = step
         self._strategy, self._module, precision = trainer.strategy, module, trainer.precision_plugin
+        _leave_gradients_apart(self._strategy)
         self.loss: tuple[Tensor, float] | None = None
         self._before_backward, self._after_backward = hooks["on_before_backward"], hooks["on_after_backward"]
         backward = partial(_by_module, module, precision) if overridden(module, "backward") else precision.backward
@@ -255,6 +266,11 @@ class Manual:
         for listener in self._after_backward:
             listener()
         self.loss = loss.detach(), 1.0
+
+
+def _leave_gradients_apart(strategy: Strategy) -> None:
+    if not strategy.shares_each_backward:
+        strategy.synchronise_gradients(False)
 
 
 class LightningOptimizer(WrappedOptimizer):
