@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from everstep_operator.coordinator.run import JOIN_SECONDS, Run
+from everstep_operator.coordinator.run import FORGET_SECONDS, JOIN_SECONDS, Run
 from everstep_protocol.backoff import Backoff
 from everstep_protocol.codec import BadMessage
 from everstep_protocol.messages import (
@@ -773,3 +773,25 @@ def test_alone_once_all_have_been_told_to_leave() -> None:
     world.until(RunState.STOPPED)
     world.pass_time(0.5)
     assert world.run.alone()
+
+
+def test_launchers_that_were_turned_away_are_forgotten_when_none_can_come_back() -> None:
+    world = World(start=False)
+
+    def held() -> int:
+        return sum(len(each) for each in vars(world.run).values() if isinstance(each, (dict, set)))
+
+    world.join(0)
+    world.pass_time(1)
+    alone = held()
+    for _ in range(20):
+        late = world.at(0)
+        world.join(0)  # a newer launcher of that node
+        world.pass_time(0.2)
+        assert late.exit_code == 1
+    assert held() == alone + 20
+    for _ in range(2):  # half the time each: who speaks is alive
+        world.now += FORGET_SECONDS / 2
+        world.run.sync(world._state(late), world.now)
+        world.pass_time(0.2)
+    assert held() == alone + 1

@@ -254,6 +254,20 @@ def test_who_takes_over_reads_the_nodes_as_they_are_now(world: World) -> None:
     asyncio.run(story())
 
 
+def test_a_doubt_goes_with_its_run(world: World) -> None:
+    async def story() -> None:
+        async with world.connect() as cluster:
+            (item,) = world.api.of("trainingruns")
+            view = cluster._pods[""]
+            view.doubt(world.run.metadata.uid)
+            cluster.run_changed("MODIFIED", item)
+            assert not view.is_sure(world.run.metadata.uid)
+            cluster.run_changed("DELETED", item)
+            assert view.is_sure(world.run.metadata.uid)
+
+    asyncio.run(story())
+
+
 def test_a_create_that_nobody_answered_is_looked_up(world: World) -> None:
     """It has happened, or not: the source is asked before anything else is done."""
     world.fail("POST", "pods", None, after=True)

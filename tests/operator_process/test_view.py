@@ -111,6 +111,23 @@ def test_a_creation_whose_answer_comes_after_the_end_of_the_pod_is_over() -> Non
     assert phases(view) == {}
 
 
+def test_nothing_is_kept_of_the_runs_that_ever_were() -> None:
+    view = PodView()
+
+    def live(number: int) -> int:
+        """A run comes, is in doubt, is asked for, and goes in doubt. What the view holds then."""
+        uid, version = f"run-{number}", 10 * number
+        view.doubt(uid)
+        view.listed_run(uid, [seen(f"pod-{number}", version, run=uid)], version + 1)
+        view.changed("DELETED", seen(f"pod-{number}", version + 2, run=uid), version + 2)
+        view.doubt(uid)
+        view.forget(uid)
+        return sum(len(held) for held in vars(view).values() if isinstance(held, (dict, set)))
+
+    assert live(1) == live(2) == live(3)
+    assert view.is_sure("run-1")
+
+
 @dataclass
 class Store:
     """What an API server has, and the history that a watch tells late."""

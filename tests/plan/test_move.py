@@ -83,8 +83,8 @@ def test_move_that_is_never_reached_ends_with_sigterm() -> None:
     run = scaled(elastic(), 3)
     run = then(run, plan(run, all_pods(), report(), 100))
     stuck = report(RunState.STOPPING, intent=intent(3, min_nodes=1, stop=StopCause.SCALE))
-    assert deleted(plan(run, all_pods(), stuck, 399)) == []
-    late = plan(run, all_pods(), stuck, 400)
+    assert deleted(plan(run, all_pods(), stuck, 429)) == []
+    late = plan(run, all_pods(), stuck, 430)
     assert len(deleted(late)) == 3
     assert late.status.phase == "Restarting"
 

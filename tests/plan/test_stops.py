@@ -108,8 +108,21 @@ def test_stop_that_is_never_reached_ends_with_sigterm() -> None:
     run = suspended(running())
     run = then(run, plan(run, all_pods(), report()))
     stuck = report(RunState.STOPPING, intent=SUSPEND)
-    assert plan(run, all_pods(), stuck, 299).actions == ()
-    assert set(deleted(plan(run, all_pods(), stuck, 300))) == ALL
+    waiting = plan(run, all_pods(), stuck, 329)
+    assert (waiting.actions, waiting.wake_after) == ((), 1)
+    assert set(deleted(plan(run, all_pods(), stuck, 330))) == ALL
+
+
+def test_save_that_takes_its_grace_is_waited_for_whatever_stops_the_run() -> None:
+    slow = {"trainer": {"terminationGracePeriodSeconds": 3_600}}
+    stuck = report(RunState.STOPPING, intent=SUSPEND)
+    run = suspended(running(**slow))
+    run = then(run, plan(run, all_pods(), report()))
+    assert plan(run, all_pods(), stuck, 3_899).actions == ()
+    assert set(deleted(plan(run, all_pods(), stuck, 3_900))) == ALL
+    ended = running(activeDeadlineSeconds=60, **slow)
+    assert plan(ended, all_pods(), report(), 3_959).status.phase == "Running"
+    assert plan(ended, all_pods(), report(), 3_960).status.phase == "Failed"
 
 
 def test_dead_workers_are_not_replaced_while_stopping() -> None:
@@ -143,8 +156,8 @@ def test_deadline_saves_and_fails() -> None:
 
 def test_deadline_with_a_run_that_does_not_stop() -> None:
     run = running(activeDeadlineSeconds=60)
-    assert plan(run, all_pods(), report(), 359).status.phase == "Running"
-    assert plan(run, all_pods(), report(), 360).status.phase == "Failed"
+    assert plan(run, all_pods(), report(), 389).status.phase == "Running"
+    assert plan(run, all_pods(), report(), 390).status.phase == "Failed"
 
 
 def test_deadline_with_nothing_running_fails_at_once() -> None:

@@ -148,7 +148,8 @@ class Trainer(Model):
         default=30,
         ge=1,
         le=86_400,
-        description="Time for a pod that has to leave to save a checkpoint: more than the longest save.",
+        description="Time for a pod that has to leave to save a checkpoint: more than the longest save. Suspend, scale "
+        "and deadline wait as long, and up to five minutes more for the evaluation that is under way.",
     )
 
     RULES = (

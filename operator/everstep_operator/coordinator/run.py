@@ -52,6 +52,8 @@ FRESH_SECONDS = 3 * SYNC_SECONDS
 ASLEEP_SECONDS = 3.0
 #: A node that was given a round and has no workers after this long has failed.
 START_SECONDS = 60.0
+#: A launcher that was turned away leaves within seconds, and one that nobody answers gives up: it does not come back.
+FORGET_SECONDS = 3600.0
 
 _KEPT_FAILURES = 10
 _GONE = (Workers.SUCCEEDED, Workers.STOPPED)  # all workers exited, as they should
@@ -71,6 +73,15 @@ class Peer:
     asked: int | None = None  # version of the directive that asked for the memory
     idle_since: float | None = None  # has a seat, and no workers on it
     dismissed: bool = False  # has been told to leave
+
+
+@dataclass(frozen=True)
+class Dismissal:
+    """Of a launcher that has to leave, for good."""
+
+    exit_code: int
+    why: str
+    heard: float  # when the launcher spoke last, or was told
 
 
 class Run:
@@ -100,7 +111,7 @@ class Run:
         self.version = self._author = int((now + epoch) * 1000) + 1
 
         self._peers: dict[str, Peer] = {}
-        self._turned_away: dict[str, tuple[int, str]] = {}  # agent -> exit code and why: it has to leave, for good
+        self._turned_away: dict[str, Dismissal] = {}  # by agent
         self._preempted: set[str] = set()  # agents whose pod has to leave
         self._learned: tuple[int, float] | None = None  # age of the newest memory taken over
         self._formed = False  # a round of our own: memories of others are history now
@@ -175,9 +186,8 @@ class Run:
 
     def directive(self, agent: str) -> Directive:
         """What this agent shall do now. `version` changes whenever that may have changed."""
-        if agent in self._turned_away:
-            code, why = self._turned_away[agent]
-            return Directive(self.version, Action.EXIT, exit_code=code, message=why)
+        if (dismissal := self._turned_away.get(agent)) is not None:
+            return Directive(self.version, Action.EXIT, exit_code=dismissal.exit_code, message=dismissal.why)
         peer = self._peers[agent]
         if peer.silent_on_memory:
             # Go on as you are. No memory of ours: it would overwrite the one that we ask for.
@@ -278,12 +288,14 @@ class Run:
     def _meet(self, state: AgentState, now: float) -> None:
         """Know the agent, give it a node index, settle who holds an index that two claim."""
         agent = state.agent
+        if agent in self._turned_away:
+            self._turned_away[agent] = replace(self._turned_away[agent], heard=now)
         if agent in self._turned_away or agent in self._peers:
             return
         seat = self.formation.seat_of(agent) if self.formation is not None else None
         if self.formation is not None and seat is None and 0 < state.generation < self.generation:
             # It was lost, and the others went on without it.
-            self._turn_away(agent, 1, f"generation {state.generation} is over, {self.generation} runs without it")
+            self._turn_away(agent, now, f"generation {state.generation} is over, {self.generation} runs without it")
             return
         if self.outcome is RunState.STOPPED and self.intent.stop is None:
             self._revive(now)
@@ -294,9 +306,9 @@ class Run:
         holder = next((peer for peer in self._peers.values() if peer.node == node), None)
         if holder is not None:
             if 0 < state.generation < self._generation_of(holder):
-                self._turn_away(agent, 1, f"node {node} belongs to a newer launcher")
+                self._turn_away(agent, now, f"node {node} belongs to a newer launcher")
                 return
-            self._turn_away(holder.agent, 1, f"node {node} was taken over by a newer launcher")
+            self._turn_away(holder.agent, now, f"node {node} was taken over by a newer launcher")
             self._lose(holder, now, f"the launcher of node {node} was replaced by a new one")
         # Whoever has heard a directive before has heard it from a predecessor, and may know what that one knew.
         self._peers[agent] = Peer(agent, node, heard=now, silent_on_memory=state.seen > 0 and not self._formed)
@@ -310,8 +322,8 @@ class Run:
             return self.formation.generation
         return peer.state.generation if peer.state is not None else 0
 
-    def _turn_away(self, agent: str, code: int, why: str) -> None:
-        self._turned_away[agent] = (code, why)
+    def _turn_away(self, agent: str, now: float, why: str, exit_code: int = 1) -> None:
+        self._turned_away[agent] = Dismissal(exit_code, why, now)
         self._touch()
 
     def _take_in(self, peer: Peer, state: AgentState, now: float) -> None:
@@ -338,7 +350,7 @@ class Run:
         waiting = seat is None and not peer.silent_on_memory and self.outcome is None
         if waiting and state.stop is StopCause.PREEMPTION:
             # It has nothing to save, and nobody depends on it: it just leaves.
-            self._turn_away(peer.agent, EXIT_STOPPED, "stopped before it had a part in the training")
+            self._turn_away(peer.agent, now, "stopped before it had a part in the training", EXIT_STOPPED)
             del self._peers[peer.agent]
 
     def _has_workers(self, state: AgentState) -> bool:
@@ -376,6 +388,11 @@ class Run:
                 continue
             self._lose(peer, now, f"node {peer.node} has not spoken for {silent:.0f} s")
 
+    def _forget_dismissed(self, now: float) -> None:
+        for agent, dismissal in list(self._turned_away.items()):
+            if now - dismissal.heard >= FORGET_SECONDS:
+                del self._turned_away[agent]
+
     def _finished(self, peer: Peer) -> bool:
         """All its workers exited as they should: nobody needs it any more, whether it speaks or not."""
         state = peer.state
@@ -404,7 +421,7 @@ class Run:
             if seat.agent in self._peers or seat.agent in self._turned_away:
                 continue
             if any(peer.node == seat.node for peer in self._peers.values()):
-                self._turn_away(seat.agent, 1, f"node {seat.node} was taken over by a newer launcher")
+                self._turn_away(seat.agent, now, f"node {seat.node} was taken over by a newer launcher")
             else:
                 self._peers[seat.agent] = Peer(seat.agent, seat.node, heard=now, silent_on_memory=True)
         if memory.failing and self.formation is not None:
@@ -436,6 +453,7 @@ class Run:
             for peer in self._peers.values():
                 peer.heard = min(peer.heard + asleep, now)
         self._drop_silent(now)
+        self._forget_dismissed(now)
         if self.outcome is not None:
             return
         if any(peer.silent_on_memory for peer in self._peers.values()):
@@ -547,15 +565,15 @@ class Run:
 
     def _stopped(self, formation: Formation, now: float, how: str) -> None:
         if self._others_wait(formation):
-            self._part(formation, how)
+            self._part(formation, now, how)
             self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
         else:
             self._end(RunState.STOPPED, now, how)
 
-    def _part(self, formation: Formation, why: str) -> None:
+    def _part(self, formation: Formation, now: float, why: str) -> None:
         for seat in formation.seats:
             if seat.agent in self._preempted:
-                self._turn_away(seat.agent, EXIT_STOPPED, why)
+                self._turn_away(seat.agent, now, why, EXIT_STOPPED)
                 self._peers.pop(seat.agent, None)
         self.stop, self.formation, self._agreement = None, None, None
         self._joining_since, self._message = None, why
@@ -570,7 +588,7 @@ class Run:
         failure = restarts.root_cause(self._evidence.values())
         holder = next(agent for agent, (_, told) in self._evidence.items() if told is failure)
         if self._others_wait(formation):
-            self._part(formation, f"node {failure.node} had to leave before all had saved")
+            self._part(formation, now, f"node {failure.node} had to leave before all had saved")
             if holder in self._preempted:  # its time was over: no failure of the run
                 self._ledger = self._ledger.fail(now + self._epoch, Reason.PREEMPTED, self._furthest)
                 self._settle_until, self._evidence = None, {}
@@ -614,7 +632,7 @@ class Run:
     def _revive(self, now: float) -> None:
         """After a stop that no operator wanted (a preempted node), new agents take the run up again."""
         for agent in self._peers:
-            self._turned_away[agent] = (EXIT_STOPPED, self._message)
+            self._turn_away(agent, now, self._message, EXIT_STOPPED)
         self._peers = {}
         self.outcome, self.stop, self._message = None, None, ""
         self._restarting, self._joining_since, self._show = False, None, None

@@ -20,8 +20,9 @@ _STOPPING = {
     StopCause.DEADLINE: (ending.DEADLINE_EXCEEDED, "saving at an agreed step, then stopping"),
     StopCause.SCALE: (move.SCALING, move.MESSAGE),
 }
-#: A stop that is not reached by then is ended by deleting the pods, which saves with their grace.
-STOP_SECONDS = 300.0
+#: To come to the agreed step: an evaluation may be under way. The save has the pods' grace after that, and a stop that
+#: is not reached by then is ended by deleting the pods, which gives them their grace once more.
+AGREE_SECONDS = 300.0
 
 
 def make_plan(run: TrainingRun, observed: Observed, now: datetime) -> Plan:
@@ -94,7 +95,8 @@ def _stop(
     else:
         began = deadline.deadline(run, status) if cause is StopCause.DEADLINE else move.began(status)
     saved = _is(observed, RunState.STOPPED) or not pods.running_workers(observed)
-    too_late = began is not None and now >= began + timedelta(seconds=STOP_SECONDS)
+    late = None if began is None else began + timedelta(seconds=AGREE_SECONDS + pods.grace_seconds(run))
+    too_late = late is not None and now >= late
     if saved or too_late:
         if cause is StopCause.DEADLINE:
             message = f"activeDeadlineSeconds {run.spec.active_deadline_seconds} are over; {_where_saved(status)}"
@@ -113,8 +115,7 @@ def _stop(
     place = _fill(run, status, observed, None, pods.by_place(observed).get(None, []), cause, now)
     status = place.status
     actions = [*place.actions, *_tell(run, status, observed, cause)]
-    late = None if began is None else (began - now).total_seconds() + STOP_SECONDS
-    return Plan(status, tuple(actions), late, poll=True)
+    return Plan(status, tuple(actions), None if late is None else (late - now).total_seconds(), poll=True)
 
 
 def _suspended(run: TrainingRun, status: Status, observed: Observed) -> Plan:

@@ -248,6 +248,7 @@ class KubernetesCluster:
         if isinstance(known, Invalid) or (known is not None and known.metadata.uid == uid):
             del self._runs[key]
         self._applied.pop(uid, None)
+        self._of(key.namespace)[0].forget(uid)
         self._complaints.forget(uid)
         self._coordinators.forget(uid)
 
@@ -259,7 +260,7 @@ class KubernetesCluster:
     # Pods.
 
     async def list_pods(self, run: TrainingRun) -> list[Pod]:
-        view, informer = self._of(run)
+        view, informer = self._of(run.metadata.namespace)
         if not (informer.watching and view.is_sure(run.metadata.uid)):
             path = f"/api/v1/namespaces/{run.metadata.namespace}/pods"
             ours = {"labelSelector": f"{labels.RUN_UID}={run.metadata.uid}"}
@@ -278,13 +279,13 @@ class KubernetesCluster:
             # A misspelt field of podTemplate would be dropped in silence otherwise.
             item = await self._api.request("POST", path, params={"fieldValidation": "Strict"}, body=body)
         created = seen(item)
-        self._of(run)[0].wrote(created)
+        self._of(run.metadata.namespace)[0].wrote(created)
         if spec.role == labels.COORDINATOR:
             await self._apply_children(run)  # its Service stays for as long as it does
         return created.pod
 
     async def delete_pod(self, run: TrainingRun, name: str, uid: str, grace_seconds: float) -> None:
-        view, _ = self._of(run)
+        view, _ = self._of(run.metadata.namespace)
         options = {"gracePeriodSeconds": math.ceil(grace_seconds), "preconditions": {"uid": uid}}
         self._may_write()
         try:
@@ -302,15 +303,15 @@ class KubernetesCluster:
             view.removed(run.metadata.uid, uid)
 
     async def evict_pod(self, run: TrainingRun, name: str) -> None:
-        view, _ = self._of(run)
+        view, _ = self._of(run.metadata.namespace)
         metadata = {"name": name, "namespace": run.metadata.namespace}
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
         self._may_write()
         view.doubt(run.metadata.uid)  # the answer does not hold the pod
         await self._api.request("POST", f"{_pod_path(run, name)}/eviction", body=body)
 
-    def _of(self, run: TrainingRun) -> tuple[PodView, Informer]:
-        namespace = run.metadata.namespace if run.metadata.namespace in self._pods else ""
+    def _of(self, namespace: str) -> tuple[PodView, Informer]:
+        namespace = namespace if namespace in self._pods else ""
         return self._pods[namespace], self._pod_informers[namespace]
 
     @contextmanager
@@ -319,7 +320,7 @@ class KubernetesCluster:
         try:
             yield
         except (Unavailable, AlreadyExists, Conflict, asyncio.CancelledError):
-            self._of(run)[0].doubt(run.metadata.uid)
+            self._of(run.metadata.namespace)[0].doubt(run.metadata.uid)
             raise
 
     async def _look_for_machines(self, items: list[Seen]) -> None:
@@ -354,7 +355,9 @@ class KubernetesCluster:
             await self._create_secret(run)
             applied["Secret"] = ("", now)
         coordinators = [
-            item.pod for item in self._of(run)[0].of(run.metadata.uid) if item.pod.role == labels.COORDINATOR
+            item.pod
+            for item in self._of(run.metadata.namespace)[0].of(run.metadata.uid)
+            if item.pod.role == labels.COORDINATOR
         ]
         for child in render.children(run, self._settings, coordinators):
             name = f"{child['kind']}/{child['metadata']['name']}"
@@ -389,7 +392,7 @@ class KubernetesCluster:
     def _coordinator_address(self, run: TrainingRun) -> str | None:
         running = [
             item
-            for item in self._of(run)[0].of(run.metadata.uid)
+            for item in self._of(run.metadata.namespace)[0].of(run.metadata.uid)
             if item.pod.role == labels.COORDINATOR and item.pod.phase == "Running" and item.address
         ]
         newest = max(running, key=lambda item: item.pod.attempt, default=None)

@@ -55,7 +55,6 @@ class PodView:
         there = {item.pod.uid for item in items}
         self._gone = {uid: last for uid, last in self._gone.items() if uid in there or last > version}
         self._told_up_to(version)
-        self._as_of = {uid: as_of for uid, as_of in self._as_of.items() if uid == "" or as_of > self._as_of[""]}
 
     def listed_run(self, run_uid: str, items: list[Seen], version: int) -> None:
         """All pods of one run."""
@@ -108,6 +107,10 @@ class PodView:
     def is_sure(self, run_uid: str) -> bool:
         return run_uid not in self._unsure
 
+    def forget(self, run_uid: str) -> None:
+        """The run is gone: nothing will be done for it any more. What its pods do is still told."""
+        self._unsure.discard(run_uid)
+
     def _is_news(self, item: Seen, pods: dict[str, Seen]) -> bool:
         if item.pod.uid in self._gone:
             return False
@@ -117,7 +120,10 @@ class PodView:
         return item.version > max(self._as_of.get(item.pod.run_uid, 0), self._as_of.get("", 0))
 
     def _told_up_to(self, version: int) -> None:
-        self._as_of[""] = max(version, self._as_of.get("", 0))
+        """Of all runs; what was asked of one of them before then says no more than that."""
+        version = max(version, self._as_of.get("", 0))
+        later = {uid: as_of for uid, as_of in self._as_of.items() if as_of > version}
+        self._as_of = {**later, "": version}
 
     def _put(self, run_uid: str, pods: dict[str, Seen]) -> None:
         if pods:
