@@ -179,6 +179,21 @@ class Directive:
 
 
 @dataclass(frozen=True)
+class Goodput:
+    """Seconds of wall time of a run, those of its suspensions left out; the parts add up to `wall`."""
+
+    wall: float = 0.0
+    productive: float = 0.0
+    waiting: float = 0.0  # for nodes, before a first round
+    startup: float = 0.0  # processes, imports, rendezvous, restore: before the first step
+    lost: dict[str, float] = field(default_factory=dict)  # by reason: from the failure until that step is reached again
+
+    @property
+    def ratio(self) -> float:
+        return self.productive / self.wall if self.wall > 0 else 0.0
+
+
+@dataclass(frozen=True)
 class Intent:
     """The operator's wish for the run; the coordinator spends the budget, the operator sets it."""
 
@@ -191,6 +206,7 @@ class Intent:
     stop: StopCause | None = None
     run_uid: str = ""
     step: int = 1  # only min_nodes plus a multiple of it train together
+    goodput: Goodput = Goodput()  # counted before this coordinator began
     replaces: bool = False  # a launcher that has to leave is replaced: the others save with it, and wait for the next
     retry_start: bool = True  # also a script that raises before a step is done; False where nobody asked for a budget
 
@@ -205,21 +221,6 @@ class Member:
     generation: int
     ranks: tuple[RankState, ...]
     seconds_silent: float
-
-
-@dataclass(frozen=True)
-class Goodput:
-    """Seconds of wall time since the run began; the parts add up to `wall`."""
-
-    wall: float = 0.0
-    productive: float = 0.0
-    waiting: float = 0.0  # for nodes, before the first round
-    startup: float = 0.0  # processes, imports, rendezvous, restore: before the first step
-    lost: dict[str, float] = field(default_factory=dict)  # by reason: from the failure until that step is reached again
-
-    @property
-    def ratio(self) -> float:
-        return self.productive / self.wall if self.wall > 0 else 0.0
 
 
 class RunState(StrEnum):

@@ -11,6 +11,7 @@ from everstep_protocol.codec import BadMessage
 from everstep_protocol.messages import (
     LOST_SECONDS,
     Action,
+    Goodput,
     GrantRequest,
     Intent,
     RunState,
@@ -606,6 +607,22 @@ def test_lost_time_lasts_until_the_failed_step_is_finished_again() -> None:
     assert 0.3 < goodput.lost[Reason.KILLED] <= caught_up - failed_at
     assert goodput.productive >= before.productive + 4.9
     assert goodput.wall == pytest.approx(world.now - 100.0)
+
+
+def test_goodput_goes_on_from_what_was_counted_before() -> None:
+    """After a suspension all are new, and nobody remembers but the operator."""
+    before = Goodput(1_000.0, 800.0, 60.0, 40.0, {Reason.KILLED: 100.0})
+    world = World(intent(3, goodput=before), total=200)
+    began = world.now
+    world.until_step(34)
+    goodput = world.report.goodput
+    assert goodput.wall == pytest.approx(1_000 + world.now - began)
+    assert goodput.productive > 800
+    assert goodput.waiting + goodput.startup > 100
+    assert goodput.lost == before.lost
+    world.replace_coordinator()  # is told the same, and more by the launchers
+    world.pass_time(1)
+    assert world.report.goodput.wall == pytest.approx(1_000 + world.now - began, abs=0.2)
 
 
 # A coordinator dies.

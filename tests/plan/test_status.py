@@ -12,7 +12,7 @@ def test_numbers_of_the_report() -> None:
         progress=Progress(step=41, max_steps=100, epoch=2, loss=0.1234567891, samples_per_second=99.99999, stage="fit"),
         last_checkpoint=checkpoint(40),
         resumed_from=checkpoint(20, note="step 30: shard 1 truncated; fell back"),
-        goodput=Goodput(wall=10, productive=8, lost={"Killed": 1.5}),
+        goodput=Goodput(10, 8, waiting=0.2, startup=0.3, lost={"Killed": 1.5}),
     )
     status = plan(running(), all_pods(), said, 50).status
     assert (status.generation, status.world_size) == (3, 2)
@@ -27,6 +27,8 @@ def test_numbers_of_the_report() -> None:
     assert (status.resumed_from.step, status.resumed_from.note[:8]) == (20, "step 30:")
     assert status.goodput is not None
     assert (status.goodput.ratio, status.goodput.lost_seconds) == (0.8, {"Killed": 1.5})
+    assert (status.goodput.productive_seconds, status.goodput.waiting_seconds) == (8, 0.2)
+    assert status.goodput.startup_seconds == 0.3
     assert status.observed_generation == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from everstep_operator.plan.model import DeleteRun, Plan
 from everstep_protocol import codec
-from everstep_protocol.messages import Intent, RunState, StopCause
+from everstep_protocol.messages import Goodput, Intent, RunState, StopCause
 from everstep_protocol.reasons import Reason
 from tests.plan.builders import (
     all_pods,
@@ -75,6 +75,21 @@ def test_resume_starts_with_a_later_generation_and_new_pods() -> None:
     condition = resumed.status.condition("Suspended")
     assert condition is not None
     assert (condition.status, condition.reason) == ("False", "Resumed")
+
+
+def test_resumed_run_goes_on_counting_where_its_time_goes() -> None:
+    spent = Goodput(wall=100, productive=60, waiting=5, startup=15, lost={"Killed": 20})
+    run = suspended(running())
+    run = then(run, plan(run, STOPPED, report(RunState.STOPPED, intent=SUSPEND, goodput=spent)))
+    run = suspended(run, False)
+    resumed = plan(run, [])
+    first = codec.loads(Intent, created(resumed)[0].command[3])
+    assert first.goodput == spent
+    more = replace(spent, wall=130, productive=90)
+    later = plan(then(run, resumed), all_pods(attempt=2), report(goodput=more, intent=first), 500)
+    assert later.status.goodput is not None
+    assert later.status.goodput.ratio == 0.6923
+    assert told(later) == [], "it knows what was before"
 
 
 def test_run_that_begins_suspended_has_no_pods() -> None:

@@ -39,7 +39,7 @@ PROGRESS = Progress(40, 100, 1, 2.5, 800.0, 1.5, "fit", {"loss": 2.5, "lr": 1.0}
 SAVED = CheckpointInfo(40, "s3://bucket/run", 3, 2, 1e9, True, "step 41: shard 1 truncated; fell back")
 ROUND = Round(2, 4, 6, 2, 3, "10.0.0.1", 29500, 1)
 LIMIT = Limit(3, 44, True, StopCause.PREEMPTION)
-INTENT = Intent(3, 2, 5, 1, 4, Backoff(2.0, 3.0, 60.0), StopCause.SUSPEND, "uid")
+INTENT = Intent(3, 2, 5, 1, 4, Backoff(2.0, 3.0, 60.0), StopCause.SUSPEND, "uid", 2, Goodput(9.0, 6.0, 1.0, 2.0))
 STATE = AgentState(
     "a", 1, "10.0.0.2", 4711, 2, "pod-1", 2, Workers.FAILED, (RANK, RANK), FAILURE, PROGRESS, SAVED, SAVED, 1e9,
     LimitAck(3, False, 45), StopCause.INTERRUPT, 17, {"any": ["thing", 1, None]},

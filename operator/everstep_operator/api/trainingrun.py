@@ -285,8 +285,16 @@ class ResumedFrom(StatusModel):
 
 
 class GoodputStatus(StatusModel):
-    ratio: float = Field(default=0.0, ge=0, le=1, description="Productive share of the time since the start.")
+    """The parts add up to the time of the run, that of its suspensions left out."""
+
+    ratio: float = Field(
+        default=0.0, ge=0, le=1, description="Productive share of the time since the first start, not suspended."
+    )
     productive_seconds: float = Field(default=0.0, ge=0, description="Seconds in steps that were not lost again.")
+    waiting_seconds: float = Field(default=0.0, ge=0, description="Seconds of waiting for nodes, not after a failure.")
+    startup_seconds: float = Field(
+        default=0.0, ge=0, description="Seconds of processes, imports, rendezvous and restore until the first step."
+    )
     lost_seconds: dict[str, float] = Field(
         default_factory=dict,
         description="Seconds from a failure until its step was reached again, by reason.",

@@ -27,6 +27,13 @@ class Ledger:
     productive: float = 0.0
     lost: dict[str, float] = field(default_factory=dict)
 
+    @classmethod
+    def after(cls, before: Goodput, since: float) -> "Ledger":
+        """Goes on from what was counted before."""
+        return cls(
+            since, waiting=before.waiting, startup=before.startup, productive=before.productive, lost=before.lost
+        )
+
     def enter(self, phase: Spent, at: float, reason: str = "", target: int = 0) -> "Ledger":
         """Close the open phase at the time `at` and open another."""
         return replace(self._until(at), phase=phase, reason=reason, target=target)

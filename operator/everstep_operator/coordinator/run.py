@@ -141,7 +141,7 @@ class Run:
         self._resumed_here = 0  # step that the current generation resumed from
         self._not_durable_since: float | None = None
         self._not_durable_why = ""
-        self._ledger = Ledger(since=now + epoch)
+        self._ledger = Ledger.after(intent.goodput, now + epoch)
 
     # What is told.
 
@@ -155,7 +155,7 @@ class Run:
         return self.directive(state.agent)
 
     def set_intent(self, intent: Intent, now: float) -> None:
-        """The operator speaks. `restarts_used` counts only what was before this coordinator: its first value stays.
+        """The operator speaks. `restarts_used` and `goodput` tell what was before this coordinator: once.
 
         Raises:
             codec.BadMessage: the intent contradicts itself.

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from everstep_operator.api.trainingrun import Status, TrainingRun
+from everstep_operator.api.trainingrun import GoodputStatus, Status, TrainingRun
 from everstep_operator.plan.restart import backoff_of
-from everstep_protocol.messages import Intent, Report, StopCause
+from everstep_protocol.messages import Goodput, Intent, Report, StopCause
 
 
 def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> Intent:
@@ -15,6 +15,7 @@ def first_intent(run: TrainingRun, status: Status, stop: StopCause | None) -> In
         step=run.spec.elastic_policy.step if run.spec.elastic_policy else 1,
         max_restarts=run.spec.failure_policy.max_restarts,
         restarts_used=status.restarts.total,
+        goodput=_spent(status.goodput),
         first_generation=max(status.generation, status.restarts.generation) + 1,
         backoff=backoff_of(run),
         stop=stop,
@@ -36,10 +37,18 @@ def changed_intent(run: TrainingRun, status: Status, report: Report, stop: StopC
     known = replace(
         wanted,
         restarts_used=theirs.restarts_used,
+        goodput=theirs.goodput,
         first_generation=theirs.first_generation,
         replaces=theirs.replaces,
     )
     return None if known == theirs else replace(known, replaces=wanted.replaces)
+
+
+def _spent(goodput: GoodputStatus | None) -> Goodput:
+    if goodput is None:
+        return Goodput()
+    parts = (goodput.productive_seconds, goodput.waiting_seconds, goodput.startup_seconds)
+    return Goodput(sum(parts) + sum(goodput.lost_seconds.values()), *parts, goodput.lost_seconds)
 
 
 def interrupted(report: Report | None) -> bool:

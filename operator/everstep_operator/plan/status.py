@@ -99,6 +99,8 @@ def _goodput(goodput: Goodput) -> GoodputStatus:
     return GoodputStatus(
         ratio=round(min(1.0, goodput.ratio), 4),
         productive_seconds=round(goodput.productive, 3),
+        waiting_seconds=round(goodput.waiting, 3),
+        startup_seconds=round(goodput.startup, 3),
         lost_seconds={reason: round(seconds, 3) for reason, seconds in goodput.lost.items()},
     )
 
