@@ -18,7 +18,11 @@ CHECKPOINT_RESUME = "EVERSTEP_CHECKPOINT_RESUME"  # auto | never
 TERMINATION_FILE = "EVERSTEP_TERMINATION_FILE"  # where the launcher leaves its last words as JSON (a Failure)
 GRACE_SECONDS = "EVERSTEP_GRACE_SECONDS"  # from SIGTERM to SIGKILL of the pod
 
-# Written by the launcher into every worker, read by the runtime, beside torchrun's RANK, WORLD_SIZE, MASTER_ADDR ...
+# Written by the launcher into every worker, read by the runtime, beside torchrun's.
+TORCHRUN = (
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"),
+)
 GENERATION = "EVERSTEP_GENERATION"  # of the round this worker belongs to, 1 ..
 BOARD = "EVERSTEP_BOARD"  # path of the shared memory between launcher and its ranks (everstep/board.py)
 FAILURE_FILE = "EVERSTEP_FAILURE_FILE"  # where a failing worker leaves its Failure as JSON

@@ -259,6 +259,12 @@ CASES: tuple[Case, ...] = (
         "EVERSTEP_TOKEN is set by Everstep itself: remove it",
         "cel",
     ),
+    bad(
+        "a variable of torchrun's",
+        run(env=[{"name": "WORLD_SIZE", "value": "4"}]),
+        "WORLD_SIZE is given to each rank when a world is formed: remove it from env; numNodes and numProcPerNode",
+        "cel",
+    ),
     ok("a variable with a name like ours", run(env=[{"name": "EVERSTEP_MINE", "value": "x"}])),
     bad("workingDir empty", run(workingDir=""), "spec.trainer.workingDir must not be empty"),
     bad("too many arguments", run(args=["x"] * 513), "spec.trainer.args has more than 512 items"),
@@ -388,6 +394,10 @@ CASES: tuple[Case, ...] = (
     ),
     bad("accelerate", run(command=["accelerate", "launch", "x.py"]), "a launcher such as torchrun", "cel"),
     bad("MPI", run(command=["/usr/bin/mpirun", "python", "x.py"]), "a launcher such as torchrun", "cel"),
+    bad(
+        "a store to read from", saved("https://b.s3.amazonaws.com/p"), "is no store for checkpoints: write s3://", "cel"
+    ),
+    bad("a hub", saved("hf://team/model"), "checkpoint.uri hf://team/model is no store for checkpoints", "cel"),
     bad("a store without a bucket", saved("s3:///p"), "checkpoint.uri s3:///p names no bucket: write s3://", "cel"),
     ok("a name like torchrun's", run(command=["python", "torchrun.py"])),
     bad("devices of CPUs", run(resources={"limits": {"nvidia.com/gpu": 8}}), "trainer.resources asks for dev", "cel"),
@@ -415,6 +425,10 @@ CASES: tuple[Case, ...] = (
     bad("unknown in spec", run({"numNode": 3}), "spec has no field numNode; did you mean numNodes?", "unknown"),
     bad("snake case", run({"num_nodes": 3}), "spec has no field num_nodes; did you mean numNodes?", "unknown"),
     bad("unknown in env", run(env=[{"name": "A", "valu": ""}]), "env[0] has no field valu; did you mean", "unknown"),
+    bad(
+        "Kubeflow's policy", run({"runPolicy": {}}), "no field runPolicy: write spec.suspend, spec.cleanPod", "unknown"
+    ),
+    bad("a Job's limit", run({"backoffLimit": 3}), "backoffLimit: write spec.failurePolicy.maxRestarts", "unknown"),
     bad("unknown and far", run({"flavour": 3}), "spec has no field flavour; it has accelerator,", "unknown"),
     # changes
     change("suspend", run(), SUSPENDED),

@@ -110,6 +110,14 @@ def test_tags_of_python_are_not_executed(tmp_path: Path) -> None:
     assert not (tmp_path / "planted").exists()
 
 
+def test_whole_numbers_with_a_point() -> None:
+    """kubectl makes JSON's 2 of them, so an API server takes them."""
+    text = HEAD + "spec: {numNodes: 2.0, trainer: {command: [a], resources: {limits: {cpu: 4.0}}}}"
+    spec = parse(text, "run.yaml").spec
+    assert (spec.num_nodes, spec.trainer.resources.limits) == (2, {"cpu": "4"})
+    assert "must be a whole number, not 2.5" in refusal(text.replace("2.0", "2.5"))
+
+
 def test_values_that_json_does_not_have() -> None:
     assert "a value that JSON cannot" in refusal(HEAD + "spec: {trainer: {command: [a]}, numNodes: .inf}")
     assert "must be text" not in refusal(HEAD + "spec: {trainer: {command: [2026-01-01]}, numNodes: 0}"), "as kubectl"

@@ -54,6 +54,8 @@ def test_torchruns_variables() -> None:
         env.FAILURE_FILE: "/f",
     }
     assert {name: found[name] for name in expected} == expected
+    theirs = {name for name in expected if not name.startswith(("TORCHELASTIC_", "EVERSTEP_"))}
+    assert theirs == set(env.TORCHRUN), "what the API refuses in trainer.env"
 
 
 def test_the_users_values_stay_and_stale_ones_go() -> None:

@@ -175,6 +175,11 @@ def test_a_quota_of_cpu_limits_counts_every_container_of_ours() -> None:
         ({"containers": [{"name": "trainer", "envFrom": []}]}, "write trainer.envFrom"),
         ({"containers": [{"name": "trainer", "$patch": "delete"}]}, "trainer is the container that trains"),
         ({"containers": [{"name": "trainer", "env": [{"name": "EVERSTEP_TOKEN"}]}]}, "is set by Everstep itself"),
+        ({"containers": [{"name": "trainer", "env": [{"name": "MASTER_ADDR"}]}]}, "MASTER_ADDR is set by Everstep"),
+        (
+            {"containers": [{"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": 8}}}]},
+            "the devices of trainer follow from accelerator: remove them there, and write accelerator.type: cuda",
+        ),
         (
             {"containers": [{"name": "pytorch", "image": "x"}]},
             "pytorch would be a sidecar, beside trainer, which trains",

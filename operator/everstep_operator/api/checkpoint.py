@@ -93,6 +93,12 @@ class Checkpoint(Model):
             "checkpoint.uri {uri} is not absolute: write file:///absolute/path, with three slashes",
         ),
         Rule(
+            lambda c: re.match("(https?|hf)://", c.uri) is None,
+            "!self.uri.matches('^(https?|hf)://')",
+            "checkpoint.uri {uri} is no store for checkpoints: write s3://bucket/prefix, with checkpoint.endpoint "
+            "for a server other than Amazon's, gs://bucket/prefix, az://container/prefix or file:///absolute/path",
+        ),
+        Rule(
             lambda c: not c.uri.startswith(("s3:///", "gs:///", "az:///")),
             "!self.uri.matches('^(s3|gs|az):///')",
             "checkpoint.uri {uri} names no bucket: write s3://bucket/prefix",

@@ -96,7 +96,7 @@ def _similar_file(path: Path) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """As an API server reads it: dates stay text, and a key given twice is refused."""
+    """As kubectl reads it: dates stay text, 2.0 is a whole number, and a key given twice is refused."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Any] = set()
@@ -107,6 +107,12 @@ class _Loader(yaml.SafeLoader):
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_float(self, node: Any) -> float | int:
+        value = super().construct_yaml_float(node)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
@@ -229,6 +235,9 @@ _ELSEWHERE = {
     "nodeSelector": "accelerator.nodeSelector",
     "tolerations": "accelerator.tolerations",
     "affinity": "podTemplate.spec.affinity",
+    "runPolicy": "suspend, spec.cleanPodPolicy, spec.activeDeadlineSeconds and spec.ttlSecondsAfterFinished; its "
+    "backoffLimit is spec.failurePolicy.maxRestarts",
+    "backoffLimit": "failurePolicy.maxRestarts",
 }
 
 

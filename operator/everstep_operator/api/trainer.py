@@ -52,6 +52,12 @@ class EnvVar(Model):
             "trainer.env: {name} is set by Everstep itself: remove it from env",
         ),
         Rule(
+            lambda e: e.name not in protocol_env.TORCHRUN,
+            f"!(self.name in {list(protocol_env.TORCHRUN)})",
+            "trainer.env: {name} is given to each rank when a world is formed: remove it from env; "
+            "numNodes and numProcPerNode say how many ranks there are",
+        ),
+        Rule(
             lambda e: e.value_from is None or e.value == "",
             "!has(self.valueFrom) || !has(self.value) || self.value == ''",
             "trainer.env: {name} has value and valueFrom: keep one",

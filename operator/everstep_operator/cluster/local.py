@@ -33,10 +33,6 @@ ADDRESS = "127.0.0.1"
 
 #: Variables that a pod must not inherit from the shell of `everstep run`: another run's, or another launcher's.
 _FOREIGN = ("EVERSTEP_", "PET_", "TORCHELASTIC_")
-_FOREIGN_NAMES = frozenset(
-    {"RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT"}
-    | {"WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE"}
-)
 
 
 @dataclass(frozen=True)
@@ -199,7 +195,7 @@ class LocalCluster:
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(_FOREIGN) and name not in _FOREIGN_NAMES
+            if not name.startswith(_FOREIGN) and name not in env.TORCHRUN
         }
         variables = {**inherited, **self.store_env, **spec.env}
         bin_folder = str(Path(sys.executable).parent)

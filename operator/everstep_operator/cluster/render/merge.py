@@ -11,6 +11,7 @@ from everstep_operator.api.accelerator import CUDA_RESOURCE, TPU_RESOURCE
 from everstep_operator.api.pod_template import PodTemplate
 from everstep_operator.api.trainer import OWN_VARIABLES
 from everstep_operator.cluster.port import Refused
+from everstep_protocol.env import TORCHRUN
 
 Json = dict[str, Any]
 
@@ -133,17 +134,25 @@ def check_template(template: PodTemplate | None, main: str) -> None:
                 raise Refused(f"podTemplate.spec.containers: {field} of {main} cannot be changed: {way_out}")
         variables = container.get("env", [])
         for variable in variables if isinstance(variables, list) else []:
-            if isinstance(variable, Mapping) and variable.get("name") in OWN_VARIABLES:
+            if isinstance(variable, Mapping) and variable.get("name") in (*OWN_VARIABLES, *TORCHRUN):
                 raise Refused(f"podTemplate.spec.containers: {variable['name']} is set by Everstep itself: remove it")
+        if _asks_for_devices(container):
+            raise Refused(
+                f"podTemplate.spec.containers: the devices of {main} follow from accelerator: remove them there, and "
+                "write accelerator.type: cuda and how many in accelerator.count, or type: tpu"
+            )
 
 
 def _check_sidecar(container: Mapping[str, Any], main: str) -> None:
     """Kubeflow's manifests have the trainer itself there, under another name: it would be a second one."""
-    resources = container.get("resources")
-    asked = resources.values() if isinstance(resources, Mapping) else ()
-    devices = any(name in part for part in asked if isinstance(part, Mapping) for name in (CUDA_RESOURCE, TPU_RESOURCE))
-    if container.get("name") == _KUBEFLOW or devices:
+    if container.get("name") == _KUBEFLOW or _asks_for_devices(container):
         raise Refused(
             f"podTemplate.spec.containers: {container.get('name')} would be a sidecar, beside {main}, which trains and "
             "has the devices: write trainer.image, trainer.command, trainer.resources and accelerator instead"
         )
+
+
+def _asks_for_devices(container: Mapping[str, Any]) -> bool:
+    resources = container.get("resources")
+    asked = resources.values() if isinstance(resources, Mapping) else ()
+    return any(name in part for part in asked if isinstance(part, Mapping) for name in (CUDA_RESOURCE, TPU_RESOURCE))
