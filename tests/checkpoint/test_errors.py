@@ -1,5 +1,6 @@
 """Storage that fails: a sentence at the start, patience during training, an error at the end."""
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -170,6 +171,25 @@ def test_wrong_credentials(make: Make, s3_environ: dict[str, str]) -> None:
     for wrong in ({"AWS_SECRET_ACCESS_KEY": "wrong"}, {"AWS_ACCESS_KEY_ID": "nobody"}):
         with pytest.raises(StorageRefusedError, match=r"s3://tests/x at http://127.*AWS_ACCESS_KEY_ID"):
             make(Place("s3://tests/x", {**s3_environ, **wrong})).open()
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run", "az://bucket/run"])
+def test_no_credentials_at_all(make: Make, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's client asks the machine for some, at an address of the cloud."""
+    for name in os.environ:
+        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+            monkeypatch.delenv(name)
+    (port,) = free_ports(1)
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
+    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{port}")
+    monkeypatch.setenv("AZURE_MSI_ENDPOINT", f"http://127.0.0.1:{port}/metadata/identity/oauth2/token")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+    with pytest.raises(StorageRefusedError) as said:
+        make(Place(uri, {})).open()
+    assert str(said.value).startswith(f"no credentials for {uri}: set ")
+    assert "spec.checkpoint.credentialsSecret" in str(said.value)
+    assert "spec.trainer.serviceAccountName" in str(said.value)
 
 
 class _NoBucket(BaseHTTPRequestHandler):

@@ -21,6 +21,13 @@ from everstep.errors import ConfigurationError, StorageError, StorageRefusedErro
 #: Up to this size an object is put in one request; above it in parts of this size, so that S3's 10,000 parts suffice.
 _SINGLE_PUT_BYTES = 16 * 1024 * 1024
 _MAX_PARTS = 9000
+#: Where the machine itself is asked for credentials, of AWS, Google and Azure: nothing else gives any.
+_METADATA = re.compile(r"https?://[^/\s]+/(latest/(api/token|meta-data/)|computeMetadata/|metadata/identity/)")
+_VARIABLES = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "s3a": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS or GOOGLE_SERVICE_ACCOUNT_KEY",
+}
 
 
 class ObjectStorage:
@@ -130,11 +137,21 @@ class ObjectStorage:
             status, code, reason = _parse(str(error))
             if isinstance(error, FileNotFoundError) and verb == "read" and code != "NoSuchBucket":
                 raise
+            if _METADATA.search(str(error)) is not None:
+                raise StorageRefusedError(self._no_credentials(reason)) from None  # a page of Rust, of another place
             problem = self._explain(status, code, reason)
             where = f"{self.uri} at {self._endpoint() or 'the default endpoint'}"
             refused = status in (401, 403) or code == "NoSuchBucket"
             kind = StorageRefusedError if refused else StorageError
             raise kind(f"cannot {verb} {key} in {where}: {problem}") from error
+
+    def _no_credentials(self, reason: str) -> str:
+        variables = _VARIABLES.get(self._scheme, "AZURE_STORAGE_ACCOUNT_KEY")
+        return (
+            f"no credentials for {self.uri}: set {variables} (in Kubernetes by the Secret that "
+            "spec.checkpoint.credentialsSecret names), or let the pod's service account (spec.trainer."
+            f"serviceAccountName) into {self._bucket!r}. This machine has none to give, either: {reason}"
+        )
 
     def _explain(self, status: int, code: str, reason: str) -> str:
         answer = f"it answers {status} {code}".rstrip()
