@@ -42,6 +42,10 @@ There is no cluster to test on. One of these helps:
   - install Docker (docs.docker.com/engine/install) and kind (kind.sigs.k8s.io), then: make cluster-up"""
 
 
+class Unusable(Exception):
+    """The cluster that is there cannot be tested on; the message says what to do."""
+
+
 def call(*command: str | Path, output: bool = False) -> str:
     """Run it, from the repository's root; with `output`, what it printed."""
     print("+", shlex.join(map(str, command)), file=sys.stderr, flush=True)
@@ -61,7 +65,13 @@ class Namespaces:
 
     def up(self) -> None:
         if subprocess.run([self.tool, "status"], capture_output=True).returncode == 0:
+            if not self.audit_log.exists():
+                raise Unusable(
+                    f"A cluster is up, and its API server writes no audit log to {self.audit_log}, from which tests "
+                    "read what the operator has asked for. make cluster-down, then make cluster-up"
+                )
             return
+        self.audit_log.unlink(missing_ok=True)  # of one before
         self.audit_log.parent.mkdir(parents=True, exist_ok=True)
         flags = {"audit-policy-file": POLICY, "audit-log-path": self.audit_log, "audit-log-maxsize": 500}
         arguments = [f"--apiserver-arg=--{name}={value}" for name, value in flags.items()]
@@ -134,7 +144,11 @@ def main(arguments: Sequence[str]) -> int:
     if verb == "down":
         cluster.down()
     if verb == "up":
-        cluster.up()
+        try:
+            cluster.up()
+        except Unusable as why:
+            print(why, file=sys.stderr)
+            return 2
     if verb in ("up", "images"):
         for name, dockerfile, target in IMAGES.values():
             cluster.image(name, dockerfile, target)

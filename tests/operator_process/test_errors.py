@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from everstep_operator.cluster.kubernetes.adapter import SURE_SECONDS
-from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone
+from everstep_operator.cluster.kubernetes.api import FORBIDDEN_SECONDS, Gone, MaybeRefused
 from everstep_operator.cluster.kubernetes.pods import Seen
 from everstep_operator.cluster.kubernetes.view import PodView
 from everstep_operator.cluster.port import (
@@ -26,6 +26,11 @@ from everstep_operator.cluster.render.metadata import owner
 from everstep_operator.plan import make_plan, observe
 from everstep_operator.plan.model import CreatePod
 from everstep_operator.reconcile import reconcile
+from everstep_protocol import labels
+from everstep_protocol.messages import Report, RunState
+from everstep_protocol.reasons import Failure, Reason
+from everstep_protocol.version import PROTOCOL_VERSION
+from tests.emulated import Fault
 from tests.emulated.api import Status
 from tests.operator_process.world import FORBIDDEN, QUOTA, World, manifest, until
 
@@ -39,7 +44,7 @@ PODS = "/api/v1/namespaces/team/pods"
         (Status(401, "Unauthorized", "Unauthorized"), Unavailable),
         (QUOTA, Refused),
         (Status(403, "Forbidden", 'pods "x" is forbidden: violates PodSecurity "restricted:latest"'), Refused),
-        (FORBIDDEN, Unavailable),
+        (FORBIDDEN, MaybeRefused),
         (Status(404, "NotFound", 'namespaces "team" not found'), NotFound),
         (Status(409, "AlreadyExists", 'pods "x" already exists'), AlreadyExists),
         (Status(409, "Conflict", "the object has been modified"), Conflict),
@@ -268,6 +273,21 @@ def test_a_doubt_goes_with_its_run(world: World) -> None:
     asyncio.run(story())
 
 
+def test_who_takes_over_does_not_wait_for_a_namespace_that_was_deleted(world: World) -> None:
+    """Its roles are gone with it; an API server that starts would know none at all."""
+
+    async def story() -> None:
+        async with world.connect(namespaces=("gone", "team")) as cluster:
+            for plural in ("pods", "trainingruns"):
+                world.api.faults.append(Fault("GET", plural, FORBIDDEN, times=1_000, namespace="gone"))
+            assert await cluster.take_over() == [RunKey("team", "first")]
+            world.fail("GET", "pods", FORBIDDEN, times=1_000)
+            with pytest.raises(Unavailable, match="cannot create resource"):
+                await cluster.take_over()
+
+    asyncio.run(story())
+
+
 def test_a_create_that_nobody_answered_is_looked_up(world: World) -> None:
     """It has happened, or not: the source is asked before anything else is done."""
     world.fail("POST", "pods", None, after=True)
@@ -448,6 +468,54 @@ def test_children_that_somebody_deleted_are_back_with_the_next_pod(world: World)
             now += timedelta(seconds=SURE_SECONDS)
             await cluster.create_pod(world.run, world.spec(1))
             assert [item["metadata"]["name"] for kind in kinds for item in world.api.of(kind)] == before
+
+    asyncio.run(story())
+
+
+def test_a_coordinators_service_that_was_deleted_is_back_once_its_launchers_are_missed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Launchers that speak to it anew do not find it. The coordinator loses them, and says so to the operator."""
+    key = RunKey("team", "first")
+
+    def coordinators() -> list[str]:
+        names = [item["metadata"]["name"] for item in world.api.of("services")]
+        return [name for name in names if name.endswith("-coordinator")]
+
+    async def story() -> None:
+        now = datetime.now(UTC)
+        said = Report(PROTOCOL_VERSION, RunState.RUNNING, 1, world_size=1, restarts=0)
+        async with world.connect(clock=lambda: now) as cluster:
+
+            async def look() -> list[dict[str, Any]]:
+                await reconcile(cluster, key, now)
+                return [pod for pod in world.api.of("pods") if pod["metadata"]["labels"][labels.ROLE] == labels.WORKER]
+
+            async def report(run: object) -> Report:
+                return said
+
+            (worker,) = await look()
+            service = coordinators()
+            monkeypatch.setattr(cluster, "get_report", report)
+            for pod in world.api.of("pods"):
+                statuses = [{"name": c["name"], "state": {"running": {}}} for c in pod["spec"]["containers"]]
+                world.cluster.do(world.api.put("pods", pod | {"status": {"containerStatuses": statuses}}))
+            await until(lambda: all(seen.pod.phase == "Running" for seen in cluster._pods[""]))
+            await look()
+            for item in world.api.of("services"):
+                world.cluster.do(world.api.remove("services", item))
+
+            now += timedelta(seconds=SURE_SECONDS)
+            lost = Failure(Reason.NODE_LOST, "node 0 has not spoken for 10 s", node=0, generation=1)
+            said = replace(said, state=RunState.RESTARTING, failures=(lost,))
+            (worker,) = await look()
+            assert "deletionTimestamp" in worker["metadata"]
+            world.cluster.do(world.api.remove("pods", worker))
+            await until(lambda: worker["metadata"]["uid"] not in {seen.pod.uid for seen in cluster._pods[""]})
+            now += timedelta(seconds=SURE_SECONDS)
+            (again,) = await look()
+            assert again["metadata"]["uid"] != worker["metadata"]["uid"]
+            assert coordinators() == service
 
     asyncio.run(story())
 

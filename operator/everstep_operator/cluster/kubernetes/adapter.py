@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from everstep_operator.api.manifest import sentences
 from everstep_operator.api.trainingrun import API_VERSION, GROUP, KIND, VERSION, Status, TrainingRun
 from everstep_operator.cluster import render
-from everstep_operator.cluster.kubernetes.api import APPLY, MERGE_PATCH, ApiServer
+from everstep_operator.cluster.kubernetes.api import APPLY, MERGE_PATCH, ApiServer, MaybeRefused
 from everstep_operator.cluster.kubernetes.complaints import Complaints
 from everstep_operator.cluster.kubernetes.coordinators import Coordinators, Tokens
 from everstep_operator.cluster.kubernetes.events import Events
@@ -25,6 +25,7 @@ from everstep_operator.cluster.kubernetes.pods import Seen, seen
 from everstep_operator.cluster.kubernetes.view import MachineView, PodView, machine
 from everstep_operator.cluster.port import (
     AlreadyExists,
+    ClusterError,
     Conflict,
     Event,
     Invalid,
@@ -140,12 +141,13 @@ class KubernetesCluster:
         """
         for informer in self._machine_informers:
             await informer.list()
-        refusals, items = [], []
+        refusals: list[ClusterError] = []
+        items = []
         for namespace, path in self.run_paths.items():
             try:
                 await self._pod_informers[namespace].list()
                 items += (await list_all(self._api, path, {}, dict))[0]
-            except Refused as error:
+            except (Refused, MaybeRefused) as error:  # an API server that lets us read the others knows its roles
                 refusals.append(error)
         if len(refusals) == len(self.run_paths):
             raise refusals[0]

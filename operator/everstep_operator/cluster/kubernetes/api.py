@@ -41,6 +41,10 @@ class Gone(ClusterError):
     """410: that resourceVersion or continue token is too old; list again."""
 
 
+class MaybeRefused(Unavailable):
+    """403 for want of a right. An API server that starts knows none yet: whether it is meant, time will tell."""
+
+
 async def configuration(kubeconfig: str | None = None) -> Configuration:
     """How to reach the API server: that kubeconfig, or the pod's service account, or $KUBECONFIG, or ~/.kube/config.
 
@@ -205,7 +209,7 @@ class ApiServer:
         if code == 403 and _is_missing_right(message):
             since = self._forbidden_since.setdefault(right, self._clock())
             if self._clock() - since < FORBIDDEN_SECONDS:
-                return Unavailable(f"{message} (an API server that starts says so; asking again)")
+                return MaybeRefused(f"{message} (an API server that starts says so; asking again)")
             return Refused(message)
         if code == 404:
             return NotFound(message)
