@@ -14,28 +14,26 @@ from dataclasses import dataclass, replace
 
 from everstep_operator.coordinator import limit as agreed
 from everstep_operator.coordinator import restarts
-from everstep_operator.coordinator.goodput import Ledger, Spent
+from everstep_operator.coordinator.goodput import Ledger
 from everstep_operator.coordinator.limit import Agreement
 from everstep_operator.coordinator.memory import Memory, recall
 from everstep_operator.coordinator.restarts import Record, describe
 from everstep_operator.coordinator.rounds import Formation, Seat, enough, form
+from everstep_operator.coordinator.training import Training
 from everstep_protocol import codec
 from everstep_protocol.messages import (
     LOST_SECONDS,
     SYNC_SECONDS,
     Action,
     AgentState,
-    CheckpointInfo,
     Directive,
     Grant,
     GrantRequest,
     Intent,
     LimitAck,
     Member,
-    Progress,
     Report,
     RunState,
-    Stage,
     StopCause,
     Workers,
 )
@@ -57,7 +55,6 @@ FORGET_SECONDS = 3600.0
 
 _KEPT_FAILURES = 10
 _GONE = (Workers.SUCCEEDED, Workers.STOPPED)  # all workers exited, as they should
-_BEYOND_START = (Stage.EVALUATING, Stage.AT_LIMIT, Stage.SAVING, Stage.DONE)
 _EXIT_CODES = {RunState.SUCCEEDED: 0, RunState.FAILED: 1, RunState.STOPPED: EXIT_STOPPED}
 
 
@@ -133,15 +130,7 @@ class Run:
         self._restarting = False
         self._show: tuple[str, int, Failure] | None = None  # agent, version of the directive, root cause
 
-        self._furthest = 0  # step that any rank of the current generation has entered
-        self._stepped = False  # a step was finished in the current generation
-        self._progress: Progress | None = None
-        self._last_checkpoint: CheckpointInfo | None = None
-        self._resumed_from: CheckpointInfo | None = None
-        self._resumed_here = 0  # step that the current generation resumed from
-        self._not_durable_since: float | None = None
-        self._not_durable_why = ""
-        self._ledger = Ledger.after(intent.goodput, now + epoch)
+        self._training = Training(Ledger.after(intent.goodput, now + epoch))
 
     # What is told.
 
@@ -260,13 +249,13 @@ class Run:
             failures=self.failures,
             message=self._explain(now),
             members=tuple(_member(peer, now) for peer in peers),
-            progress=self._progress,
-            last_checkpoint=self._last_checkpoint,
-            resumed_from=self._resumed_from,
-            not_durable_since=self._not_durable_since,
-            not_durable_why=self._not_durable_why,
+            progress=self._training.progress,
+            last_checkpoint=self._training.last_checkpoint,
+            resumed_from=self._training.resumed_from,
+            not_durable_since=self._training.not_durable_since,
+            not_durable_why=self._training.not_durable_why,
             stop=self.stop,
-            goodput=self._ledger.goodput(now + self._epoch),
+            goodput=self._training.ledger.goodput(now + self._epoch),
             intent=self.intent,
             seconds_up=now - self._began,
         )
@@ -281,7 +270,7 @@ class Run:
             return RunState.RESTARTING
         if self.formation is None:
             return RunState.WAITING
-        return RunState.RUNNING if self._stepped else RunState.STARTING
+        return RunState.RUNNING if self._training.stepped else RunState.STARTING
 
     # Who is there.
 
@@ -369,7 +358,7 @@ class Run:
         seated = self.formation is not None and self.formation.seat_of(peer.agent) is not None
         failure = Failure(Reason.NODE_LOST, why, node=peer.node, generation=self.generation)
         if seated:
-            self._suspect(peer.agent, now, replace(failure, step=self._furthest))
+            self._suspect(peer.agent, now, replace(failure, step=self._training.furthest))
         elif self.state is RunState.RESTARTING and peer.state is not None and self.failures:
             self._explain_echo(failure, peer.state.generation)
         self._peers.pop(peer.agent, None)
@@ -413,10 +402,9 @@ class Run:
         self.stop, self.outcome, self._message = memory.stop, memory.outcome, memory.message
         self._record = replace(memory.record, restarts=max(memory.record.restarts, self.intent.restarts_used))
         self.failures = memory.failures
-        self._ledger = memory.ledger
+        self._training.recall(memory.ledger)
         self._evidence, self._settle_until = {}, None
         self._restarting = bool(memory.failures)
-        self._furthest, self._stepped, self._resumed_here = 0, memory.ledger.phase is Spent.PRODUCTIVE, 0
         for seat in self.formation.seats if self.formation is not None else ():
             if seat.agent in self._peers or seat.agent in self._turned_away:
                 continue
@@ -442,7 +430,7 @@ class Run:
             message=self._message,
             record=self._record,
             failures=tuple(replace(failure, traceback="") for failure in self.failures),
-            ledger=self._ledger,
+            ledger=self._training.ledger,
         )
 
     # What follows from it.
@@ -480,24 +468,7 @@ class Run:
         if self.formation is None or self._settle_until is not None:
             return
         states = [state for seat in self.formation.seats if (state := self._current(seat)) is not None]
-        for state in states:
-            self._furthest = max(self._furthest, *(rank.step for rank in state.ranks), 0)
-            if state.ack is not None and state.ack.proposal == self._proposals:
-                self._furthest = max(self._furthest, state.ack.max_step)
-            if state.progress is not None:
-                self._progress = state.progress
-                self._not_durable_since, self._not_durable_why = state.not_durable_since, state.not_durable_why
-            self._last_checkpoint = state.last_checkpoint or self._last_checkpoint
-            if state.resumed_from is not None:
-                self._resumed_from, self._resumed_here = state.resumed_from, state.resumed_from.step
-        progress = max((state.progress.step for state in states if state.progress is not None), default=0)
-        finished = max(self._furthest - 1, progress)
-        beyond = any(rank.stage in _BEYOND_START for state in states for rank in state.ranks)
-        self._stepped = self._stepped or finished > self._resumed_here or beyond
-        spent = self._ledger.phase
-        caught_up = spent is Spent.LOST and finished >= self._ledger.target
-        if caught_up or (spent is Spent.STARTUP and self._stepped):
-            self._ledger = self._ledger.enter(Spent.PRODUCTIVE, now + self._epoch)
+        self._training.hear(states, self._proposals, now + self._epoch)
 
     def _watch(self, formation: Formation, now: float) -> None:
         """A round is on: has it failed, is it over, does it have to stop?"""
@@ -525,7 +496,9 @@ class Run:
         if peer is None:
             if seat.agent not in self._evidence:
                 why = f"the launcher of node {seat.node} has left"
-                self._suspect(seat.agent, now, Failure(Reason.NODE_LOST, why, node=seat.node, step=self._furthest))
+                self._suspect(
+                    seat.agent, now, Failure(Reason.NODE_LOST, why, node=seat.node, step=self._training.furthest)
+                )
         elif state is not None and (state.workers is Workers.FAILED or state.failure is not None):
             failure = state.failure or self._unknown(seat.node, "a worker failed and left no word")
             self._suspect(seat.agent, now, failure)
@@ -539,7 +512,7 @@ class Run:
         self._evidence[agent] = (heard, replace(failure, generation=self.generation))
 
     def _unknown(self, node: int, message: str) -> Failure:
-        return Failure(Reason.UNKNOWN, message, node=node, step=self._furthest, generation=self.generation)
+        return Failure(Reason.UNKNOWN, message, node=node, step=self._training.furthest, generation=self.generation)
 
     def _has_stopped(self, seat: Seat) -> bool:
         if seat.agent not in self._peers:
@@ -552,7 +525,7 @@ class Run:
         return self._agreement is not None and self._agreement.limit.committed
 
     def _saved(self) -> str:
-        step = self._agreement.limit.step if self._agreement is not None else self._furthest
+        step = self._agreement.limit.step if self._agreement is not None else self._training.furthest
         return f"stopped ({self.stop}) at the agreed step {step}"
 
     # A pod has to leave, and another one comes in its place.
@@ -566,7 +539,7 @@ class Run:
     def _stopped(self, formation: Formation, now: float, how: str) -> None:
         if self._others_wait(formation):
             self._part(formation, now, how)
-            self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
+            self._training.wait(now + self._epoch)
         else:
             self._end(RunState.STOPPED, now, how)
 
@@ -590,16 +563,14 @@ class Run:
         if self._others_wait(formation):
             self._part(formation, now, f"node {failure.node} had to leave before all had saved")
             if holder in self._preempted:  # its time was over: no failure of the run
-                self._ledger = self._ledger.fail(now + self._epoch, Reason.PREEMPTED, self._furthest)
+                self._training.fail(Reason.PREEMPTED, 0, now + self._epoch)
                 self._settle_until, self._evidence = None, {}
                 self._advance(now)
                 return
-        # How far the rank came that failed: whether another one was a step ahead is a matter of chance.
-        step = max(failure.step or self._furthest, self._resumed_here)
-        durable = self._last_checkpoint.step if self._last_checkpoint is not None else 0
-        self._record = restarts.after(self._record, failure, step, durable)
+        step = self._training.reached(failure)
+        self._record = restarts.after(self._record, failure, step, self._training.durable_step)
         self.failures = (*self.failures, failure)[-_KEPT_FAILURES:]
-        self._ledger = self._ledger.fail(now + self._epoch, failure.reason, max(step, self._furthest))
+        self._training.fail(failure.reason, step, now + self._epoch)
         self.formation, self._settle_until, self._evidence = None, None, {}
         self._agreement = None
         self._restarting = True
@@ -623,7 +594,7 @@ class Run:
 
     def _end(self, outcome: RunState, now: float, message: str) -> None:
         self.outcome, self._message = outcome, message
-        self._ledger = self._ledger.enter(Spent.OVER, now + self._epoch)
+        self._training.end(now + self._epoch)
         self.formation, self._agreement, self._settle_until = None, None, None
         self._touch()
         if self._show is not None:
@@ -636,21 +607,21 @@ class Run:
         self._peers = {}
         self.outcome, self.stop, self._message = None, None, ""
         self._restarting, self._joining_since, self._show = False, None, None
-        self._ledger = self._ledger.enter(Spent.WAITING, now + self._epoch)
+        self._training.wait(now + self._epoch)
         self._touch()
 
     # A stop is agreed on.
 
     def _agree(self, formation: Formation, cause: StopCause, now: float) -> None:
-        if self._furthest == 0:
+        if self._training.furthest == 0:
             self._stopped(formation, now, f"stopped ({cause}): no step was under way, nothing to save")
             return
         before = self._agreement
         if before is None:
-            self._agreement = agreed.propose(cause, self._furthest, self._proposals + 1)
+            self._agreement = agreed.propose(cause, self._training.furthest, self._proposals + 1)
         else:
             answers = [self._answer(seat, before) for seat in formation.seats]
-            self._agreement = agreed.proceed(before, answers, self._furthest)
+            self._agreement = agreed.proceed(before, answers, self._training.furthest)
         if self._agreement is not before:
             self._proposals = self._agreement.limit.proposal
             self._message = f"stopping ({cause}) at step {self._agreement.limit.step}"
@@ -685,11 +656,9 @@ class Run:
         self.formation = form(ready, self.generation, self.intent, self._record.restarts)
         self._formed = True
         self._restarting, self._message, self._joining_since = False, "", None
-        self._furthest, self._stepped, self._resumed_here = 0, False, 0
+        self._training.begin(now + self._epoch)
         for seat in self.formation.seats:
             self._peers[seat.agent].idle_since = now
-        if self._ledger.phase is Spent.WAITING:
-            self._ledger = self._ledger.enter(Spent.STARTUP, now + self._epoch)
         self._touch()
 
     def _explain(self, now: float) -> str:
