@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from everstep import seed
 from everstep.hparams import Hyperparameters, build, refuse_file
+from everstep.sampling.combined import CombinedLoader
 from everstep.strategies.base import moved
 
 if TYPE_CHECKING:
@@ -52,6 +53,23 @@ class LightningDataModule(Hyperparameters):
             if given[name] is not None
         }
         return type(cls.__name__, (cls,), methods)(**datamodule_kwargs)  # type: ignore[no-any-return]
+
+    def __str__(self) -> str:
+        """How many samples each stage's loaders have."""
+        stages = {"Train": "train", "Validation": "val", "Test": "test", "Predict": "predict"}
+        return "\n".join(f"{{{stage} dataloader: {self._sizes(name)}}}" for stage, name in stages.items())
+
+    def _sizes(self, stage: str) -> str:
+        try:
+            loaders = getattr(self, f"{stage}_dataloader")()
+        except Exception:  # its data is not there before prepare_data and setup, whatever it says of that
+            loaders = None
+        if isinstance(loaders, CombinedLoader):
+            loaders = loaders.flattened
+        if not isinstance(loaders, list | tuple | Mapping):
+            return "None" if loaders is None else _size(loaders)
+        parts = loaders.items() if isinstance(loaders, Mapping) else enumerate(loaders, start=1)
+        return " ; ".join(f"{name}. {_size(loader)}" for name, loader in parts) or "None"
 
     def prepare_data(self) -> None:
         """Download, tokenize …: on one process of each node, before `setup`. Set no attributes here."""
@@ -118,6 +136,13 @@ class LightningDataModule(Hyperparameters):
         if cls.__qualname__ in checkpoint:
             datamodule.load_state_dict(checkpoint[cls.__qualname__])
         return datamodule
+
+
+def _size(loader: Any) -> str:
+    try:
+        return f"size={len(getattr(loader, 'dataset', loader))}"
+    except TypeError:  # a stream
+        return "size=NA"
 
 
 def _has_cuda() -> bool:

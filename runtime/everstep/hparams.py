@@ -37,8 +37,11 @@ class AttributeDict(dict[str, Any]):
 
     def __repr__(self) -> str:
         width = max((len(str(key)) for key in self), default=0) + 3
-        values = {key: dict(value) if isinstance(value, AttributeDict) else value for key, value in self.items()}
-        return "\n".join(f"{f'{key!r}:':<{width}} {value}" for key, value in values.items())
+        return "\n".join(f'"{key}":'.ljust(width) + f" {_printed(self[key])}" for key in sorted(self, key=str))
+
+
+def _printed(value: Any) -> Any:
+    return {key: _printed(part) for key, part in value.items()} if isinstance(value, AttributeDict) else value
 
 
 class Hyperparameters:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 import everstep as L
 from everstep.callbacks import ModelCheckpoint
@@ -102,8 +102,9 @@ def test_s21_min_epochs_and_min_steps_hold_a_stop_back(tmp_path: Path) -> None:
 
 
 def test_s21_max_time(tmp_path: Path) -> None:
-    for little in (timedelta(0), {"seconds": 0}, "00:00:00:00"):
-        assert fitted(tmp_path, max_time=little)[0].global_step == 1
+    for nothing in (timedelta(0), {"seconds": 0}, "00:00:00:00"):
+        assert fitted(tmp_path, max_time=nothing)[0].global_step == 0
+    assert fitted(tmp_path, max_time=timedelta(microseconds=1))[0].global_step == 1
     assert fitted(tmp_path, max_time="01:00:00:00", max_epochs=2)[0].global_step == 12
     for bad in ("12:00", {"lightyears": 1}):
         with pytest.raises(ConfigurationError, match="max_time="):
@@ -257,10 +258,15 @@ class CollectsBoth(Collects):
 @pytest.mark.parametrize(("given", "batches"), [(2, 2), (0.4, 2)])
 def test_s38_overfit_batches_are_the_same_and_not_shuffled(tmp_path: Path, given: Any, batches: int) -> None:
     net, shuffled = CollectsBoth(), DataLoader(Indices(), batch_size=2, shuffle=True)
-    trainer(tmp_path, overfit_batches=given, max_epochs=2, num_sanity_val_steps=0).fit(net, shuffled, shuffled)
+    runner = trainer(tmp_path, overfit_batches=given, max_epochs=2, num_sanity_val_steps=0)
+    runner.fit(net, shuffled, [shuffled])
     first = [[0, 1], [2, 3]][:batches]
     assert net.seen == first * 2
     assert net.validated == first * 2
+    for used in (runner.train_dataloader, runner.val_dataloaders[0]):
+        assert isinstance(used.sampler, SequentialSampler)
+        assert list(used.batch_sampler)[:2] == [[0, 1], [2, 3]]
+    assert isinstance(shuffled.sampler, RandomSampler), "the user's own is left alone"
 
 
 @pytest.mark.usefixtures("algorithms")

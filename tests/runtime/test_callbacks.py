@@ -240,22 +240,25 @@ def test_s36_the_summary_is_there_by_default_and_can_be_left_out(tmp_path: Path)
 
 
 def test_timer_ends_the_fit_and_counts_earlier_lives(tmp_path: Path) -> None:
-    timer = Timer(duration=timedelta(0), verbose=False)
+    timer = Timer(duration=timedelta(microseconds=1), verbose=False)
     runner = trainer(tmp_path, max_epochs=5, callbacks=timer)
     runner.fit(Net(), loader())
     assert runner.global_step == 1
     assert timer.time_elapsed() > 0
     assert timer.time_remaining() < 0  # type: ignore[operator]
-    by_epoch = trainer(tmp_path, max_epochs=5, callbacks=Timer("00:00:00:00", interval="epoch"))
+    by_epoch = trainer(tmp_path, max_epochs=5, callbacks=Timer({"microseconds": 1}, interval="epoch"))
     by_epoch.fit(Net(), loader())
     assert by_epoch.current_epoch == 1
+    at_once = trainer(tmp_path, max_epochs=5, callbacks=Timer("00:00:00:00", interval="epoch"))
+    at_once.fit(Net(), loader())
+    assert at_once.global_step == 0
     later = Timer({"hours": 1})
     later.load_state_dict({"time_elapsed": {"train": 3599.0, "validate": 0.0, "test": 0.0}})
     assert later.time_remaining() == pytest.approx(1.0)
     later.load_state_dict({"time_elapsed": {"train": 3601.0}})
     again = trainer(tmp_path, max_epochs=5, callbacks=later)
     again.fit(Net(), loader())
-    assert again.global_step == 1
+    assert again.global_step == 0, "its time was over before"
 
 
 def test_gradient_accumulation_by_epoch(tmp_path: Path) -> None:

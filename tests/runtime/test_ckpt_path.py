@@ -143,6 +143,7 @@ def test_s50_ckpt_path_that_leads_nowhere(tmp_path: Path) -> None:
         (tmp_path / "gone.ckpt", r"no checkpoint file .*gone.ckpt; the folder has step=12.ckpt, step=6.ckpt"),
         (tmp_path, "holds no checkpoints of a run"),
         ("hpc", "is Lightning's own"),
+        ("", "ckpt_path is empty, as best_model_path is while nothing was saved"),
     ):
         with pytest.raises(ConfigurationError, match=message):
             trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path)]).fit(

@@ -213,9 +213,7 @@ def test_reduce_on_plateau_looks_at_its_metric_after_validation(tmp_path: Path) 
     ("configure", "message"),
     [
         (lambda m: "adam", "returned a str"),
-        (lambda m: {"optimizer": SGD(m.parameters(), 1), "lr_sheduler": 1}, "did you mean 'lr_scheduler'"),
         (lambda m: scheduled(m, interval="batch"), 'it has to be "epoch" or "step"'),
-        (lambda m: scheduled(m, intervall="step"), "did you mean 'interval'"),
         (lambda m: scheduled(m, frequency=0), "a whole number from 1"),
         (lambda m: plateau(m), "ReduceLROnPlateau needs a metric"),
         (
@@ -227,6 +225,23 @@ def test_reduce_on_plateau_looks_at_its_metric_after_validation(tmp_path: Path) 
 def test_bad_configure_optimizers(tmp_path: Path, configure: Any, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         trainer(tmp_path).fit(Validated(configure), loader(), loader())
+
+
+@pytest.mark.parametrize(
+    ("configure", "message"),
+    [
+        (lambda m: scheduled(m) | {"interval": "step"}, "configure_optimizers returned has the unknown key 'interval'"),
+        (lambda m: scheduled(m, intervall="step"), "lr_scheduler dict has the unknown key 'intervall'.*: did you mean"),
+    ],
+)
+def test_s09_a_key_that_nothing_reads_is_warned_of_and_changes_nothing(
+    tmp_path: Path, configure: Any, message: str
+) -> None:
+    runner = trainer(tmp_path, max_epochs=2)
+    with pytest.warns(UserWarning, match=message):
+        runner.fit(Net(configure), loader())
+    assert runner.lr_scheduler_configs[0].interval == "epoch"
+    assert runner.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.01), "the scheduler has stepped twice"
 
 
 def scheduled(module: Any, **more: Any) -> Any:

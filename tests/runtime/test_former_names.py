@@ -178,7 +178,3 @@ def test_s50_files_that_are_no_checkpoints(tmp_path: Path, capsys: pytest.Captur
         assert main(["checkpoint", *words]) != 0
         assert "Traceback" not in capsys.readouterr().err
     assert not target.exists(), "nothing is written that cannot be used"
-
-
-def test_s20_hparams_print_as_data() -> None:
-    assert "{'b': 1}" in repr(L.utilities.AttributeDict(cfg={"b": 1}))

@@ -15,6 +15,7 @@ from everstep.checkpoint import ckpt
 from everstep.errors import ConfigurationError
 from everstep.trainer.state import dump
 from tests.runtime.build import trainer
+from tests.runtime.peer import lightning
 
 
 class Sized(L.LightningModule):
@@ -51,6 +52,21 @@ def file_of(module: L.LightningModule, folder: Path, datamodule: Any = None) -> 
     place = str(folder / "a.ckpt")
     ckpt.write(place, *ckpt.data_of(dump(runner, None)))
     return place
+
+
+def test_s106_they_print_as_lightnings() -> None:
+    class Theirs(lightning.LightningModule):
+        def __init__(self, width: int, rates: dict[str, Any], act: Any = torch.relu) -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore="act")
+
+    class Ours(L.LightningModule):
+        def __init__(self, width: int, rates: dict[str, Any], act: Any = torch.relu) -> None:
+            super().__init__()
+            self.save_hyperparameters(ignore="act")
+
+    ours, theirs = (kind(4, {"b": 1, "a": {"c": 2}}).hparams for kind in (Ours, Theirs))
+    assert str(ours) == repr(ours) == "\"rates\": {'b': 1, 'a': {'c': 2}}\n\"width\": 4" == str(theirs)
 
 
 def test_s106_without_arguments_it_takes_those_of_init() -> None:

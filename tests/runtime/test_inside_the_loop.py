@@ -421,6 +421,7 @@ def test_s50_weights_after_a_non_finite_loss_are_not_saved(tmp_path: Path) -> No
     [
         (lambda net, x, y: (net.layer(x) - y).square(), r"a loss of shape \(4, 1\): it has to be one number"),
         (lambda net, x, y: (net.layer(x) - y).square().mean().detach(), "a loss that no parameter has a part in: it"),
+        (lambda net, x, y: net.layer(x).sum() * 1j, "a loss of torch.complex64: gradients are of a real number"),
         (lambda net, x, y: torch.tensor(1.0), "a loss that no parameter has a part in"),
     ],
 )

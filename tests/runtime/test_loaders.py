@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, TensorDataset, random_split
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, random_split
 
 import everstep as L
 from everstep.errors import ConfigurationError
@@ -198,6 +198,9 @@ def test_s02_loaders_and_a_datamodule_together_are_refused(tmp_path: Path) -> No
 def test_s01_the_model_is_a_module(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="the model is a Linear: it has to be a LightningModule"):
         trainer(tmp_path).fit(torch.nn.Linear(1, 1), loader())  # type: ignore[arg-type]
+    unfinished = type("Unfinished", (Net,), {"__init__": lambda self: None})()
+    with pytest.raises(ConfigurationError, match=r"Unfinished.__init__ does not call super\(\).__init__\(\)"):
+        trainer(tmp_path).fit(unfinished, loader())
     with pytest.raises(ConfigurationError, match=r"nothing to test: give a model, as in trainer.test\(model\)"):
         trainer(tmp_path).test()
 
@@ -214,6 +217,31 @@ def test_s02_from_datasets(tmp_path: Path) -> None:
     assert trainer(tmp_path).test(Collecting(), made, verbose=False) == [{}]
     with pytest.raises(ConfigurationError, match="there is no predict_dataloader"):
         trainer(tmp_path).predict(Collecting(), made)
+
+
+def test_s02_a_datamodule_prints_the_sizes_of_its_data_as_lightnings() -> None:
+    class Stream(IterableDataset[int]):
+        def __iter__(self) -> Any:
+            return iter(())
+
+    def described(library: Any) -> str:
+        class Data(library.LightningDataModule):  # type: ignore[misc,name-defined]
+            def train_dataloader(self) -> Any:
+                return loader(24)
+
+            def val_dataloader(self) -> Any:
+                return [loader(8), DataLoader(Stream())]
+
+            def test_dataloader(self) -> Any:
+                return self.not_there_before_setup
+
+        return str(Data())
+
+    assert described(L) == (
+        "{Train dataloader: size=24}\n{Validation dataloader: 1. size=8 ; 2. size=NA}\n{Test dataloader: None}\n"
+        "{Predict dataloader: None}"
+    )
+    assert described(lightning) == described(L)
 
 
 class Collecting(Collects):
@@ -292,6 +320,19 @@ def test_s121_loaders_are_there_after_a_test(tmp_path: Path) -> None:
     runner.test(Collecting(), data, verbose=False)
     assert next(iter(data.test_dataloader())).tolist() == [0, 1]
     assert next(iter(runner.test_dataloaders)).tolist() == [0, 1]
+
+
+def test_s121_of_several_loaders_the_trainer_has_the_list_or_dict(tmp_path: Path) -> None:
+    class Several(Validated):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.loss(batch["a"])
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None: ...
+
+    runner, trains, validates = trainer(tmp_path, max_epochs=1), {"a": loader(), "b": loader()}, [loader(), loader()]
+    runner.fit(Several(), trains, CombinedLoader(validates, "sequential"))
+    assert runner.train_dataloader == trains
+    assert runner.val_dataloaders == validates
 
 
 def test_s104_a_random_split_in_setup_is_the_seeds(tmp_path: Path) -> None:

@@ -200,6 +200,7 @@ def test_s50_bad_arguments() -> None:
         ({"save_top_k": 1.5}, "a whole number"),
         ({"save_last": "x"}, 'give True, False or "link"'),
         ({"filename": 3}, "give a text"),
+        ({"filename": "{epoch"}, r"expected '}' before end of string: each name is in braces"),
         ({"every_n_epochs": 1.5}, "a whole number"),
         ({"save_top_k": 3}, "without a monitor does not know"),
         ({"every_n_epochs": -1}, "at least 0"),

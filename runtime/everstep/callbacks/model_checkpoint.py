@@ -4,6 +4,7 @@ import re
 import time
 from datetime import timedelta
 from functools import partial
+from string import Formatter
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -86,6 +87,12 @@ class ModelCheckpoint(Checkpoint):
             )
         if filename is not None and not isinstance(filename, str):
             raise ConfigurationError(f"ModelCheckpoint(filename={filename!r}): give a text: '{{epoch}}-{{step}}'")
+        try:
+            list(Formatter().parse(filename or ""))
+        except ValueError as error:
+            raise ConfigurationError(
+                f"ModelCheckpoint(filename={filename!r}): {error}: each name is in braces, as in '{{epoch}}-{{step}}'"
+            ) from None
         if save_last not in (None, True, False, "link"):
             raise ConfigurationError(f'ModelCheckpoint(save_last={save_last!r}): give True, False or "link"')
         if monitor is None and save_top_k not in (-1, 0, 1):

@@ -72,6 +72,7 @@ class Timer(Callback):
         self._start["train"], self._end["train"] = time.monotonic(), None
         if self._duration is not None:
             self._alarm = Alarm(self._duration, trainer.strategy, self._earlier)
+            trainer.should_stop |= self._alarm.is_over
 
     def on_train_batch_end(
         self, trainer: "Trainer", pl_module: "LightningModule", outputs: Any, batch: Any, batch_idx: int

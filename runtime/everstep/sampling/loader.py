@@ -6,6 +6,7 @@ Loaders without positions (iterable datasets, custom batch samplers, samplers wi
 `stream.py`.
 """
 
+import copy
 import random
 from collections.abc import Iterable, Iterator
 from itertools import tee
@@ -16,6 +17,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from everstep import rng
+from everstep.sampling.combined import CombinedLoader
 from everstep.sampling.order import Order
 from everstep.sampling.schedule import Micro, Shape, evaluation, schedule
 from everstep.strategies import Strategy
@@ -33,16 +35,27 @@ def has_positions(loader: Any) -> bool:
     )
 
 
+def unshuffled(loader: Any) -> Any:
+    """The loader, or the combined ones, without the shuffling of a DataLoader."""
+    if isinstance(loader, CombinedLoader):
+        return loader.map(unshuffled)
+    if not (isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler)):
+        return loader
+    plain, sampler = copy.copy(loader), SequentialSampler(loader.sampler.data_source)
+    batches = BatchSampler(sampler, loader.batch_size, loader.drop_last) if loader.batch_size is not None else None
+    vars(plain).update(sampler=sampler, batch_sampler=batches)  # it refuses to have them set
+    return plain
+
+
 class Remade:
     """Yields the batches of any schedule over the user's loader. With persistent workers they live across epochs."""
 
     def __init__(self, loader: "DataLoader[Any]", seed: int, *, same_every_epoch: bool = False) -> None:
-        """`same_every_epoch`: the same samples in the same order in every epoch, not shuffled."""
+        """`same_every_epoch`: the same samples in the same order in every epoch."""
         self.user = loader
         self.seed = seed
         self._same = same_every_epoch
-        shuffled = same_every_epoch and isinstance(loader.sampler, RandomSampler)
-        self.sampler: Any = SequentialSampler(loader.dataset) if shuffled else loader.sampler  # type: ignore[arg-type]
+        self.sampler: Any = loader.sampler
         self.batch_size: int = loader.batch_size  # type: ignore[assignment]
         self._keys = _Keys(loader.num_workers > 0)
         self._loader = _remake(loader, self._keys)

@@ -105,6 +105,10 @@ def _place(trainer: "Trainer", ckpt_path: CkptPath) -> str:
         return _last(keeping, trainer)
     if ckpt_path == "latest":
         return _latest(keeping, trainer)
+    if ckpt_path == "":
+        raise ConfigurationError(
+            "ckpt_path is empty, as best_model_path is while nothing was saved: give a path or URL, or None for none"
+        )
     if ckpt_path in ("hpc", "registry"):
         raise ConfigurationError(
             f'ckpt_path={ckpt_path!r} is Lightning\'s own: give a path or URL, "best", "last", "latest" or a step'

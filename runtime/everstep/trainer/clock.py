@@ -50,6 +50,7 @@ class Alarm:
         self._start = time.monotonic() - passed
         self._steps = self._next = 0
         self._counted_from = passed
+        self.is_over = passed >= after  #: before the first step; the same on all ranks
 
     @property
     def passed(self) -> float:

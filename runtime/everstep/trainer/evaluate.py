@@ -10,12 +10,12 @@ from everstep.compiled import compiled
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
 from everstep.sampling.combined import CombinedLoader
-from everstep.sampling.loader import Remade, has_positions
+from everstep.sampling.loader import Remade, has_positions, unshuffled
 from everstep.sampling.schedule import evaluation
 from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
 from everstep.trainer.hooks import Hooks, positional, refuse_unnumbered, required
-from everstep.trainer.loaders import Loaders, combined
+from everstep.trainer.loaders import Loaders, apart, combined
 from everstep.trainer.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ class Evaluation:
         if self._made is None:
             trainer, stage = self.trainer, self.stage
             method = METHODS[stage]
+            same = bool(trainer.overfit_batches) and stage == "validation"
             found = combined(self._loaders_of_call.need(method), "sequential", stage)
+            if same:
+                found = unshuffled(found)
             sequence = isinstance(found, CombinedLoader) and found.mode == "sequential"
             several = found.flattened if sequence else [found]
             if len(several) > 1 and self._arguments < 3:
@@ -68,11 +71,10 @@ class Evaluation:
             if len(several) > 1:
                 refuse_unnumbered((self.module, *trainer.callbacks), stage, len(several))
             limit = trainer.limit_batches(stage)
-            same = bool(trainer.overfit_batches) and stage == "validation"
             self._made = [
                 _Loader(loader, trainer, limit, f"{stage}/{i}", self.seed, same) for i, loader in enumerate(several)
             ]
-            trainer.told_of_loaders(stage, found, [loader.count() for loader in self._made])
+            trainer.told_of_loaders(stage, apart(found), [loader.count() for loader in self._made])
         return self._made
 
     def make_loaders(self) -> None:

@@ -9,12 +9,13 @@ from everstep import rng
 from everstep.compiled import compiled
 from everstep.errors import NonFiniteLossError
 from everstep.module import LightningModule
+from everstep.sampling.loader import unshuffled
 from everstep.sampling.schedule import Micro
 from everstep.sampling.source import Source, training_source
 from everstep.trainer.due import Due
 from everstep.trainer.evaluate import Evaluation
 from everstep.trainer.hooks import MONITORS, Hooks, overridden, positional
-from everstep.trainer.loaders import Loaders, combined
+from everstep.trainer.loaders import Loaders, apart, combined
 from everstep.trainer.optimization import Automatic, LightningOptimizer, Manual, for_listeners
 from everstep.trainer.optimizers import configure
 from everstep.trainer.run import Restored, Tree
@@ -286,12 +287,14 @@ class Fit:
         if self._source is None:
             trainer = self.trainer
             loader = combined(self.loaders.need("train_dataloader"), "max_size_cycle", "training")
+            if trainer.overfit_batches:
+                loader = unshuffled(loader)
             source: Source = training_source(
                 loader, self.strategy, trainer.accumulate_grad_batches, trainer.limit_train_batches, self.seed,
                 divide=trainer.use_distributed_sampler, same_every_epoch=bool(trainer.overfit_batches),
                 resumable=not trainer.barebones,
             )  # fmt: skip
-            self._source, self._loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, loader
+            self._source, self._loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, apart(loader)
             rounds = source.rounds
             trainer.num_training_batches = rounds if rounds is not None else math.inf
         return self._source

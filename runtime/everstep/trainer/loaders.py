@@ -65,6 +65,11 @@ def combined(loaders: Any, mode: Mode, what: str) -> Any:
     return CombinedLoader(loaders, mode) if isinstance(loaders, list | tuple | Mapping) else loaders
 
 
+def apart(loader: Any) -> Any:
+    """The loader, or the list, tuple or dict of those that it combines: as scripts find them at the Trainer."""
+    return loader.iterables if isinstance(loader, CombinedLoader) else loader
+
+
 def _check(loaders: Any, what: str, inside: str) -> None:
     if isinstance(loaders, list | tuple | Mapping):
         if not loaders:

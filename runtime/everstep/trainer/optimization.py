@@ -163,6 +163,10 @@ class Automatic:
             raise ConfigurationError(
                 f"{who} of shape {tuple(loss.shape)}: it has to be one number, such as its mean()"
             ) from None
+        if loss.is_complex():
+            raise ConfigurationError(
+                f"{who} of {loss.dtype}: gradients are of a real number, such as its abs() or its real part (.real)"
+            ) from None
         if not loss.requires_grad:
             raise ConfigurationError(
                 f"{who} that no parameter has a part in: it was detached (item(), detach(), no_grad, a number made "

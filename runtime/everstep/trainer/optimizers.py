@@ -106,7 +106,7 @@ def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
     if isinstance(returned, Optimizer):
         return [returned], []
     if isinstance(returned, Mapping) and isinstance(returned.get("optimizer"), Optimizer):
-        _known_keys(returned, ("optimizer", "lr_scheduler", "monitor"), "configure_optimizers")
+        returned = _known(returned, ("optimizer", "lr_scheduler", "monitor"), "what configure_optimizers returned")
         scheduler = returned.get("lr_scheduler")
         if scheduler is not None and returned.get("monitor") is not None:  # may stand beside the scheduler as well
             more = scheduler if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
@@ -134,7 +134,7 @@ def _parts(returned: Any, who: str) -> tuple[list[Optimizer], list[Any]]:
 def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None, automatic: bool) -> SchedulerConfig:
     keys = dict(scheduler) if isinstance(scheduler, Mapping) else {"scheduler": scheduler}
     known = ("scheduler", "interval", "frequency", "monitor", "strict", "name", "reduce_on_plateau")
-    _known_keys(keys, known, "the lr_scheduler dict")
+    keys = _known(keys, known, "the lr_scheduler dict")
     if "scheduler" not in keys:
         raise ConfigurationError('the lr_scheduler dict has no "scheduler"')
     given = keys["scheduler"]
@@ -163,9 +163,11 @@ def _config(scheduler: Any, custom_step: Callable[[Any, Any], None] | None, auto
     return config
 
 
-def _known_keys(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
+def _known(given: Mapping[str, Any], known: tuple[str, ...], where: str) -> dict[str, Any]:
+    """Without the keys that nothing reads, of which it warns."""
     for key in given:
         if key not in known:
             near = get_close_matches(str(key), known, 1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {list(known)}"
-            raise ConfigurationError(f"{where} has the unknown key {key!r}: {hint}")
+            warnings.warn(f"{where} has the unknown key {key!r}, which changes nothing: {hint}", stacklevel=2)
+    return {key: value for key, value in given.items() if key in known}

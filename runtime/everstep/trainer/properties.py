@@ -30,7 +30,7 @@ class Properties(Rank):
     batches_that_stepped = 0  # windows of batches finished: what loggers count
     current_epoch = 0  # epochs finished
     num_training_batches: int | float = 0  # of a rank in an epoch
-    train_dataloader: Any = None  # as they were given
+    train_dataloader: Any = None  # a loader, or a list, tuple or dict of them
     val_dataloaders: Any = None
     test_dataloaders: Any = None
     predict_dataloaders: Any = None

@@ -13,8 +13,9 @@ class Stopping:
     def __init__(self, trainer: "Trainer") -> None:
         self.trainer = trainer
         limit = trainer.max_seconds
-        self._alarm = Alarm(limit, trainer.strategy) if limit is not None else None
+        self._alarm: Alarm | None = None
         self._warned = False
+        self.resume(0.0)
         #: To be called after each batch, if there is a max_time: sets `should_stop` on all ranks when it is over.
         self.look_at_the_clock = self._look_at_the_clock if limit is not None else None
 
@@ -52,5 +53,8 @@ class Stopping:
         return self._alarm.passed if self._alarm is not None else 0.0
 
     def resume(self, passed: float) -> None:
-        if self._alarm is not None:
-            self._alarm = Alarm(self._alarm.after, self.trainer.strategy, passed)
+        """`passed`: seconds of max_time that are over already."""
+        trainer = self.trainer
+        if trainer.max_seconds is not None:
+            self._alarm = Alarm(trainer.max_seconds, trainer.strategy, passed)
+            trainer.should_stop |= self._alarm.is_over

@@ -491,6 +491,8 @@ def _check_model(model: Any, step: str | None) -> None:
         raise ConfigurationError(f"the model is the class {model.__name__}: give an instance, {model.__name__}(…)")
     if not isinstance(model, LightningModule):
         raise ConfigurationError(f"the model is a {type(model).__name__}: it has to be a LightningModule of Everstep")
+    if "_parameters" not in vars(model):
+        raise ConfigurationError(f"{type(model).__name__}.__init__ does not call super().__init__(): do so first")
     if step is not None and not overridden(model, step):
         raise ConfigurationError(f"{type(model).__name__} has no {step}: define {step}(batch, batch_idx)")
 
