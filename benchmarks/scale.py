@@ -210,8 +210,8 @@ def api_server() -> int | None:
     """Its process, if it is on this machine."""
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            words = (folder / "cmdline").read_bytes().split(b"\0")
-            if b"kube-apiserver" in b" ".join(words[:2]) or b"apiserver" in words[:2]:
+            program = (folder / "cmdline").read_bytes().partition(b"\0")[0]
+            if program.rpartition(b"/")[2] == b"kube-apiserver":
                 return int(folder.name)
     return None
 

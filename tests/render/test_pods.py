@@ -1,7 +1,7 @@
 """What golden files do not say: how parts depend on each other, what is refused."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -151,7 +151,26 @@ def test_coordinator_may_be_where_every_node_is_tainted() -> None:
         run = training_run({"accelerator": accelerator})
         assert coordinator(run)["spec"]["tolerations"] == worker(run, 0)["spec"]["tolerations"]
         assert taint in coordinator(run)["spec"]["tolerations"]
-    assert "tolerations" not in coordinator(training_run({}))["spec"]
+    assert not [taint for taint in coordinator(training_run({}))["spec"]["tolerations"] if taint["effect"] == "NoSchedule"]
+
+
+def test_a_silent_kubelet_evicts_nobody_unless_the_run_says_after_how_long() -> None:
+    """After an outage of the control plane healthy nodes are NotReady for a while."""
+
+    def stays(**spec: Any) -> list[dict[str, Any]]:
+        return cast(list[dict[str, Any]], worker(training_run(spec), 0)["spec"]["tolerations"])
+
+    for_ever = [
+        {"key": f"node.kubernetes.io/{why}", "operator": "Exists", "effect": "NoExecute"}
+        for why in ("not-ready", "unreachable")
+    ]
+    assert stays() == for_ever
+    assert coordinator(training_run({}))["spec"]["tolerations"] == for_ever
+    a_minute = {**for_ever[0], "tolerationSeconds": 60}
+    assert stays(accelerator={"tolerations": [a_minute]}) == [a_minute, for_ever[1]]
+    assert stays(podTemplate={"spec": {"tolerations": [a_minute]}}) == [a_minute, for_ever[1]]
+    everything = {"operator": "Exists"}
+    assert stays(accelerator={"tolerations": [everything]}) == [everything]
 
 
 def test_a_quota_of_cpu_limits_counts_every_container_of_ours() -> None:

@@ -17,6 +17,8 @@ ACCELERATOR_LABELS = (
     ACCELERATOR_LABEL,
     "k8s.amazonaws.com/accelerator",
 )
+#: Taints by which Kubernetes evicts the pods of a node whose kubelet it does not hear.
+_SILENT_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 _REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
@@ -64,6 +66,20 @@ def keep_together(body: dict[str, Any], ours: dict[str, list[dict[str, Any]]]) -
         theirs = affinity.get(kind) or {}
         affinity[kind] = {**theirs, _REQUIRED: [*(theirs.get(_REQUIRED) or []), *terms]}
     return {**body, "affinity": affinity} if ours else body
+
+
+def let_stay(body: dict[str, Any]) -> dict[str, Any]:
+    """A pod's spec that is not evicted because its node is silent, unless it says itself for how long it stays.
+
+    After an outage of the control plane healthy nodes are NotReady for a while, and whoever trains there trains on.
+    Which nodes are lost, the operator decides, who asks the coordinator as well.
+    """
+    tolerations = list(body.get("tolerations") or [])
+    told = {taint.get("key") for taint in tolerations if taint.get("effect") in (None, "", "NoExecute")}
+    stays = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute"} for key in _SILENT_NODE if not {key, None} & told
+    ]
+    return {**body, "tolerations": [*tolerations, *stays]} if stays else body
 
 
 def keep_off(body: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
