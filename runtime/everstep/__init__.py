@@ -3,7 +3,9 @@
 Names load when they are first used (PEP 562): importing this package, or a sub-module that needs no torch, loads none.
 """
 
+import gc
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from everstep import vision
@@ -39,12 +41,23 @@ vision.watch()
 
 def __getattr__(name: str) -> Any:
     if name in _PARTS:
-        return import_module(f"everstep.{name}")
+        return _load(f"everstep.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'everstep' has no attribute {name!r}")
-    value = getattr(import_module(_HOME[name]), name)
+    value = getattr(_load(_HOME[name]), name)
     globals()[name] = value
     return value
+
+
+def _load(module: str) -> ModuleType:
+    """Without looking for garbage: what an import makes stays, and torch alone makes a quarter of a million objects."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return import_module(module)
+    finally:
+        if collects:
+            gc.enable()
 
 
 def __dir__() -> list[str]:

@@ -135,3 +135,10 @@ def test_s91_nothing_of_a_step_is_kept(tmp_path: Path) -> None:
         gc.enable()
     assert len(most) == 12 + 12 + 6
     assert max(most) <= 6, "two tensors of this step, of the one before, and of the training step around a validation"
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_importing_leaves_the_garbage_collector_as_it_was(collects: bool) -> None:
+    script = f"import gc; {'gc.enable()' if collects else 'gc.disable()'}; import everstep; everstep.Trainer; print(gc.isenabled())"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == str(collects)
