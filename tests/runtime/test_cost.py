@@ -1,6 +1,7 @@
 """What a step costs beyond what the user's code does: counted, not timed. The figures are the benchmarks' matter."""
 
 import gc
+import subprocess
 import sys
 import weakref
 from collections import Counter
@@ -139,6 +140,7 @@ def test_s91_nothing_of_a_step_is_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("collects", [True, False])
 def test_importing_leaves_the_garbage_collector_as_it_was(collects: bool) -> None:
-    script = f"import gc; {'gc.enable()' if collects else 'gc.disable()'}; import everstep; everstep.Trainer; print(gc.isenabled())"
+    before = "gc.enable()" if collects else "gc.disable()"
+    script = f"import gc; {before}; import everstep; everstep.Trainer; print(gc.isenabled())"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert told.strip() == str(collects)
