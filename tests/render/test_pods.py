@@ -151,7 +151,7 @@ def test_coordinator_may_be_where_every_node_is_tainted() -> None:
         run = training_run({"accelerator": accelerator})
         assert coordinator(run)["spec"]["tolerations"] == worker(run, 0)["spec"]["tolerations"]
         assert taint in coordinator(run)["spec"]["tolerations"]
-    assert not [taint for taint in coordinator(training_run({}))["spec"]["tolerations"] if taint["effect"] == "NoSchedule"]
+    assert {taint["effect"] for taint in coordinator(training_run({}))["spec"]["tolerations"]} == {"NoExecute"}
 
 
 def test_a_silent_kubelet_evicts_nobody_unless_the_run_says_after_how_long() -> None:
