@@ -792,23 +792,39 @@ def test_alone_once_all_have_been_told_to_leave() -> None:
     assert world.run.alone()
 
 
+def held(world: World) -> int:
+    """What the coordinator keeps of launchers."""
+    return sum(len(each) for each in vars(world.run).values() if isinstance(each, (dict, set)))
+
+
 def test_launchers_that_were_turned_away_are_forgotten_when_none_can_come_back() -> None:
     world = World(start=False)
-
-    def held() -> int:
-        return sum(len(each) for each in vars(world.run).values() if isinstance(each, (dict, set)))
-
     world.join(0)
     world.pass_time(1)
-    alone = held()
+    alone = held(world)
     for _ in range(20):
         late = world.at(0)
         world.join(0)  # a newer launcher of that node
         world.pass_time(0.2)
         assert late.exit_code == 1
-    assert held() == alone + 20
+    assert held(world) == alone + 20
     for _ in range(2):  # half the time each: who speaks is alive
         world.now += FORGET_SECONDS / 2
         world.run.sync(world._state(late), world.now)
         world.pass_time(0.2)
-    assert held() == alone + 1
+    assert held(world) == alone + 1
+
+
+def test_launchers_that_were_preempted_are_forgotten() -> None:
+    world = World(intent(3, replaces=True), total=200)
+    world.until_step(7)
+    before = held(world)
+    for round in range(3):
+        world.at(2).stop = StopCause.PREEMPTION
+        world.until(RunState.WAITING)
+        world.join(2)
+        world.until_step(20 + 10 * round)
+    world.now += FORGET_SECONDS
+    world.pass_time(0.2)
+    assert held(world) == before
+    assert world.report.restarts == 0

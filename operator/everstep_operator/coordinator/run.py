@@ -655,6 +655,7 @@ class Run:
         self.generation = max(self.generation, seen, self.intent.first_generation - 1) + 1
         self.formation = form(ready, self.generation, self.intent, self._record.restarts)
         self._formed = True
+        self._preempted &= self._peers.keys()  # the others have left
         self._restarting, self._message, self._joining_since = False, "", None
         self._training.begin(now + self._epoch)
         for seat in self.formation.seats:
