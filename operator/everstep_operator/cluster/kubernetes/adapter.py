@@ -92,6 +92,7 @@ class KubernetesCluster:
         self._events = Events(api)
         self._complaints = Complaints(api)
         self._machines = MachineView(self._machine_changed)
+        self._looking = asyncio.Lock()
         self._pods: dict[str, PodView] = {}  # by namespace; "": all of them
         self._pod_informers: dict[str, Informer] = {}
         #: By namespace: where its TrainingRuns are.
@@ -328,12 +329,17 @@ class KubernetesCluster:
     async def _look_for_machines(self, items: list[Seen]) -> None:
         """A Node that the view does not hold may be a new one, of which a late watch has not told: ask the source."""
         wanted = {item.pod.machine for item in items if item.pod.machine}
-        if all(self._machines.get(name) or self._machines.missed_since(name) for name in wanted):
+
+        def known() -> bool:
+            return all(self._machines.get(name) or self._machines.missed_since(name) for name in wanted)
+
+        if known():
             return
-        for informer in self._machine_informers:
-            await informer.list()
-            wanted |= {item.pod.machine for view in self._pods.values() for item in view if item.pod.machine}
-            self._machines.miss(wanted, self._clock())
+        async with self._looking:  # once for all runs whose pods came to the same new Node
+            for informer in () if known() else self._machine_informers:
+                await informer.list()
+                wanted |= {item.pod.machine for view in self._pods.values() for item in view if item.pod.machine}
+                self._machines.miss(wanted, self._clock())
 
     def _with_machine(self, item: Seen) -> Pod:
         pod = item.pod
