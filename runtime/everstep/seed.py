@@ -1,5 +1,6 @@
 """One seed for everything random in a script."""
 
+import os
 import random
 
 import torch
@@ -9,6 +10,9 @@ from everstep.environment import Environment
 
 _MAX = 2**32 - 1
 
+#: Lightning's names, for what reads them in a script, and in the processes that it starts.
+_VARIABLE, _OF_WORKERS = "PL_GLOBAL_SEED", "PL_SEED_WORKERS"
+
 _chosen: int | None = None
 
 
@@ -16,7 +20,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     """Seed python, numpy and torch in this process and return the seed.
 
     Args:
-        seed: 0 .. 2^32-1; None takes the run's seed, or one at random where there is no run.
+        seed: 0 .. 2^32-1; None takes that of the variable PL_GLOBAL_SEED, as an earlier call, also of the process that
+            started this one, has set it; else the run's; else one at random.
         workers, verbose: accepted as Lightning's scripts pass them. DataLoader workers are always seeded: per sample,
             from (seed, epoch, position). Nothing is printed.
 
@@ -24,6 +29,8 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
         ValueError: the seed is out of range.
     """
     global _chosen
+    if seed is None and (text := os.environ.get(_VARIABLE, "")).isdigit():
+        seed = int(text)
     if seed is None:
         seed = Environment.read().seed
     if seed is None:
@@ -31,6 +38,7 @@ def seed_everything(seed: int | None = None, workers: bool = False, verbose: boo
     if not 0 <= seed <= _MAX:
         raise ValueError(f"seed {seed} is out of range: it has to be at least 0 and at most {_MAX}")
     rng.seed_generators(seed)
+    os.environ[_VARIABLE], os.environ[_OF_WORKERS] = str(seed), str(int(workers))
     _chosen = seed
     return seed
 

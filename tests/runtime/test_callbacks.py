@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import everstep as L
 from everstep.callbacks import (
@@ -315,6 +316,22 @@ def test_s86_prediction_writer(tmp_path: Path) -> None:
     assert [p.shape[0] for p in predictions] == [4, 4, 2]
     assert indices == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]]
     assert not writer.batches
+
+
+class Backwards:
+    """A batch sampler."""
+
+    def __iter__(self) -> Any:
+        yield from ([9, 8, 7], [6, 5], [4, 3, 2, 1])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_s86_a_prediction_writer_knows_the_batches_of_a_batch_sampler(tmp_path: Path, workers: int) -> None:
+    writer = Writer("batch")
+    batches = DataLoader(data(10), batch_sampler=Backwards(), num_workers=workers)  # type: ignore[arg-type]
+    for _ in range(2):
+        trainer(tmp_path, callbacks=writer, limit_predict_batches=2).predict(Net(), batches)
+    assert [indices for _, _, indices, _ in writer.batches] == [[9, 8, 7], [6, 5]] * 2
 
 
 # Bars.

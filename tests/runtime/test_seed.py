@@ -1,5 +1,6 @@
 """seed_everything."""
 
+import os
 import random
 from typing import Any
 
@@ -37,7 +38,18 @@ def test_s90_a_script_that_sets_none_gets_the_seed_of_its_run(monkeypatch: pytes
     assert torch.initial_seed() == 5, "but one that seeds torch itself keeps that"
 
 
-def test_s90_without_a_seed_one_is_chosen_and_returned() -> None:
+def test_s90_the_seed_is_where_lightnings_is_for_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pl.seed_everything(42, workers=True)
+    assert (os.environ["PL_GLOBAL_SEED"], os.environ["PL_SEED_WORKERS"]) == ("42", "1")
+    assert pl.seed_everything() == 42
+    assert os.environ["PL_SEED_WORKERS"] == "0"
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")  # as the process that started this one has set it
+    assert pl.seed_everything() == 7
+    assert torch.initial_seed() == 7
+
+
+def test_s90_without_a_seed_one_is_chosen_and_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
     chosen = pl.seed_everything()
     first = drawn()
     assert pl.seed_everything(chosen) == chosen

@@ -17,6 +17,7 @@ from everstep.callbacks import (
 )
 from everstep.errors import ConfigurationError
 from tests.runtime.build import Memory, Net, Validated, loader, trainer
+from tests.runtime.peer import lightning, quiet
 from tests.runtime.processes import run_ranks
 
 
@@ -92,6 +93,81 @@ def test_averaging_resumes_exactly_and_checkpoints_hold_the_average(tmp_path: Pa
     assert whole is not net
 
 
+def normed(base: Any) -> type:
+    """A module whose weights and whose validation depend on batch statistics; notes what validations say."""
+
+    class Small(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.seen = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)), []
+
+        def loss(self, batch: Any) -> Any:
+            return nn.functional.mse_loss(self.layer(batch[0]), batch[1])
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self.loss(batch)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.seen.append(self.loss(batch))
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Small
+
+
+def with_average(library: Any, folder: Path, kind: str, more: Any, epochs: int, ckpt_path: Any = None) -> Any:
+    torch.manual_seed(1)
+    net, kept = normed(library.LightningModule)(), library.callbacks.ModelCheckpoint(folder, f"{epochs}")
+    with quiet():
+        library.Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+            callbacks=[getattr(library.callbacks, kind)(**more), kept], num_sanity_val_steps=0,
+        ).fit(net, loader(), loader(8), ckpt_path=ckpt_path)  # fmt: skip
+    return net, torch.load(kept.best_model_path, weights_only=False)
+
+
+def equal(left: Any, right: Any) -> bool:
+    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        ("WeightAveraging", {}),
+        ("WeightAveraging", {"use_buffers": False}),
+        ("EMAWeightAveraging", {"decay": 0.5, "update_every_n_steps": 2, "update_starting_at_step": 9}),
+        ("EMAWeightAveraging", {"decay": 0.5, "use_buffers": False, "update_starting_at_epoch": 1}),
+    ],
+)
+def test_s50_averages_and_their_files_are_lightnings(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
+    (ours, our_file), (theirs, their_file) = (
+        with_average(library, tmp_path / name, kind, more, 3) for name, library in (("o", L), ("l", lightning))
+    )
+    assert ours.seen == theirs.seen
+    assert equal(ours.state_dict(), theirs.state_dict())
+    for key in ("state_dict", "current_model_state", "averaging_state"):
+        assert equal(our_file[key], their_file[key]), key
+    assert our_file["callbacks"][kind] == their_file["callbacks"][kind]
+
+
+@pytest.mark.parametrize(("writes", "reads"), [(L, lightning), (lightning, L)])
+def test_s50_s85_a_fit_with_an_average_goes_on_from_the_others_file(tmp_path: Path, writes: Any, reads: Any) -> None:
+    more = {"decay": 0.5, "update_every_n_steps": 4}
+    whole, _ = with_average(writes, tmp_path, "EMAWeightAveraging", more, 3)
+    with_average(writes, tmp_path, "EMAWeightAveraging", more, 2)
+    resumed, _ = with_average(reads, tmp_path / "r", "EMAWeightAveraging", more, 3, tmp_path / "2.ckpt")
+    assert equal(resumed.state_dict(), whole.state_dict())
+
+
+def test_s50_an_average_without_an_update_leaves_what_was_trained(tmp_path: Path) -> None:
+    net, plain = Net(), Net()
+    plain.load_state_dict(net.state_dict())
+    trainer(tmp_path, max_epochs=1, callbacks=[EMAWeightAveraging(update_starting_at_step=99)]).fit(net, loader())
+    trainer(tmp_path, max_epochs=1).fit(plain, loader())
+    assert torch.equal(net.layer.weight, plain.layer.weight)
+
+
 class Normed(Validated):
     """With batch normalisation, a scheduler and more than one layer."""
 
@@ -149,7 +225,6 @@ def averaged(library: Any, folder: Path, normed: bool, scheduled: bool, **more: 
 def test_s50_stochastic_weight_averaging_has_lightnings_numbers(
     tmp_path: Path, normed: bool, scheduled: bool, more: dict[str, Any]
 ) -> None:
-    from tests.runtime.peer import lightning, quiet
 
     rates, net = averaged(L, tmp_path, normed, scheduled, **more)
     with quiet():

@@ -60,6 +60,7 @@ class StochasticWeightAveraging(WeightAveraging):
     not_with = (WeightAveraging,)
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
         self._began = False
@@ -83,6 +84,7 @@ class StochasticWeightAveraging(WeightAveraging):
                 f"StochasticWeightAveraging goes with one optimizer and at most one scheduler, not with "
                 f"{len(trainer.optimizers)} and {len(trainer.lr_scheduler_configs)}"
             )
+        super().on_fit_start(trainer, pl_module)
         if self._began:  # a resume: before the schedulers' states are loaded
             self._begin(trainer)
 

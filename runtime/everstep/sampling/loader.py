@@ -8,6 +8,7 @@ Loaders without positions (iterable datasets, custom batch samplers, samplers wi
 
 import copy
 import random
+from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import tee
 from typing import Any
@@ -45,6 +46,32 @@ def unshuffled(loader: Any) -> Any:
     batches = BatchSampler(sampler, loader.batch_size, loader.drop_last) if loader.batch_size is not None else None
     vars(plain).update(sampler=sampler, batch_sampler=batches)  # it refuses to have them set
     return plain
+
+
+class Remembering:
+    """A DataLoader with a batch sampler of the user's own, which also knows whose samples are in a batch."""
+
+    def __init__(self, loader: "DataLoader[Any]") -> None:
+        self._user, self._loader = loader.batch_sampler, copy.copy(loader)
+        vars(self._loader).update(batch_sampler=self)  # it refuses to have it set
+        self._given: deque[list[int]] = deque()  # of batches that are on their way
+
+    @staticmethod
+    def can(loader: Any) -> bool:
+        """Are there indices to know?"""
+        plain = isinstance(loader, DataLoader) and type(loader).__iter__ is DataLoader.__iter__
+        return plain and loader.batch_sampler is not None and not isinstance(loader.dataset, IterableDataset)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for indices in self._user or ():
+            self._given.append(list(indices))
+            yield indices
+
+    def batches(self) -> Iterator[tuple[list[int], Any]]:
+        """(indices of its samples in the dataset, batch)."""
+        self._given.clear()
+        for batch in self._loader:
+            yield self._given.popleft(), batch
 
 
 class Remade:

@@ -10,7 +10,7 @@ from everstep.compiled import compiled
 from everstep.errors import ConfigurationError
 from everstep.module import LightningModule
 from everstep.sampling.combined import CombinedLoader
-from everstep.sampling.loader import Remade, has_positions, unshuffled
+from everstep.sampling.loader import Remade, Remembering, has_positions, unshuffled
 from everstep.sampling.schedule import evaluation
 from everstep.sampling.source import Parts, batch_size_of, limited
 from everstep.sampling.stream import batch_count
@@ -199,6 +199,8 @@ class _Loader:
             loader = Parts(loader, trainer.strategy, seed, limit, stage, divide=divide, same=same, training=False)
             self.limit = 1.0
         self._stream = loader
+        asked = self._remade is None and purpose.startswith("predict")
+        self._remembering = Remembering(loader) if asked and Remembering.can(loader) else None
         if self._remade is None and batch_count(loader) is None and isinstance(limit, float) and limit < 1.0:
             raise ConfigurationError(
                 f"{limit} is a part of a {purpose.split('/')[0]} loader of unknown length: give a number of batches "
@@ -221,7 +223,8 @@ class _Loader:
         if most is not None and most >= 0:
             stop = min(stop, most)
         if remade is None:
-            for index, batch in enumerate(self._stream):
+            known = self._remembering.batches() if self._remembering else ((None, batch) for batch in self._stream)
+            for index, (self.indices, batch) in enumerate(known):
                 if index == stop:
                     return
                 yield batch_size_of(batch), batch
