@@ -7,7 +7,8 @@ of its API server: the pods' addresses, which exist nowhere, are led to a stub t
 
 For each size it prints: seconds until all pods run; the operator's CPU (of one core) and resident memory at rest; the
 99th percentile from hearing of a change to having acted, while a worker is killed in every tenth run, five of them a
-second; seconds until a new operator has a full view, and the pods that it touched (none may); API requests per run and hour, without watches.
+second; seconds until a new operator has a full view, and the pods that it touched (none may); API requests per run and
+hour, without watches.
 The API server's own CPU is apart.
 """
 

@@ -1,5 +1,6 @@
 """Storage that fails: a sentence at the start, patience during training, an error at the end."""
 
+import contextlib
 import os
 import threading
 import time
@@ -173,23 +174,46 @@ def test_wrong_credentials(make: Make, s3_environ: dict[str, str]) -> None:
             make(Place("s3://tests/x", {**s3_environ, **wrong})).open()
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run", "az://bucket/run"])
-def test_no_credentials_at_all(make: Make, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The store's client asks the machine for some, at an address of the cloud."""
-    for name in os.environ:
-        if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
-            monkeypatch.delenv(name)
-    (port,) = free_ports(1)
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{port}")
-    monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
-    monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{port}")
-    monkeypatch.setenv("AZURE_MSI_ENDPOINT", f"http://127.0.0.1:{port}/metadata/identity/oauth2/token")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
-    with pytest.raises(StorageRefusedError) as said:
-        make(Place(uri, {})).open()
+@pytest.fixture
+def no_credentials(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """The store's client is given none, and asks the machine for some: at this port, not at an address of the cloud."""
+
+    def ask_at(port: int) -> None:
+        for name in os.environ:
+            if name.startswith(("AWS_", "GOOGLE_", "AZURE_")):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{port}")
+        monkeypatch.setenv("GCE_METADATA_IP", f"127.0.0.1:{port}")
+        monkeypatch.setenv("AZURE_MSI_ENDPOINT", f"http://127.0.0.1:{port}/metadata/identity/oauth2/token")
+        monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "account")
+
+    return ask_at
+
+
+_URIS = pytest.mark.parametrize("uri", ["s3://bucket/run", "gs://bucket/run", "az://bucket/run"])
+
+
+@_URIS
+def test_no_credentials_at_all(make: Make, uri: str, no_credentials: Callable[[int], None]) -> None:
+    with answering(_NoBucket) as port:
+        no_credentials(port)
+        with pytest.raises(StorageRefusedError) as said:
+            make(Place(uri, {})).open()
     assert str(said.value).startswith(f"no credentials for {uri}: set ")
     assert "spec.checkpoint.credentialsSecret" in str(said.value)
     assert "spec.trainer.serviceAccountName" in str(said.value)
+
+
+@_URIS
+def test_who_gives_credentials_may_come_up_a_little_later(
+    make: Make, uri: str, no_credentials: Callable[[int], None]
+) -> None:
+    """A node's metadata service: what waits for it is no mistake of the user, and is tried again."""
+    no_credentials(*free_ports(1))
+    with pytest.raises(StorageError, match=f"no credentials for {uri}: set ") as said:
+        make(Place(uri, {})).open()
+    assert not isinstance(said.value, StorageRefusedError)
 
 
 class _NoBucket(BaseHTTPRequestHandler):
@@ -209,17 +233,24 @@ class _NoBucket(BaseHTTPRequestHandler):
         pass
 
 
-def test_bucket_missing(make: Make, s3_environ: dict[str, str]) -> None:
-    with HTTPServer(("127.0.0.1", 0), _NoBucket) as server:
+@contextlib.contextmanager
+def answering(handler: type[BaseHTTPRequestHandler]) -> Iterator[int]:
+    """The port of a server."""
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        environ = {**s3_environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}
         try:
-            with pytest.raises(StorageRefusedError, match=r"there is no bucket 'absent'; create it or correct the uri"):
-                make(Place("s3://absent/x", environ)).open()
+            yield server.server_port
         finally:
             server.shutdown()
             thread.join()
+
+
+def test_bucket_missing(make: Make, s3_environ: dict[str, str]) -> None:
+    with answering(_NoBucket) as port:
+        environ = {**s3_environ, "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+        with pytest.raises(StorageRefusedError, match=r"there is no bucket 'absent'; create it or correct the uri"):
+            make(Place("s3://absent/x", environ)).open()
 
 
 def test_no_space_left(folder: Place) -> None:

@@ -138,7 +138,9 @@ class ObjectStorage:
             if isinstance(error, FileNotFoundError) and verb == "read" and code != "NoSuchBucket":
                 raise
             if _METADATA.search(str(error)) is not None:
-                raise StorageRefusedError(self._no_credentials(reason)) from None  # a page of Rust, of another place
+                # Who answered has none. Who is not there yet may come: a new node's does after some seconds.
+                kind = StorageRefusedError if 400 <= status < 500 else StorageError
+                raise kind(self._no_credentials(reason)) from None  # its words are a page of Rust, of another place
             problem = self._explain(status, code, reason)
             where = f"{self.uri} at {self._endpoint() or 'the default endpoint'}"
             refused = status in (401, 403) or code == "NoSuchBucket"
