@@ -29,9 +29,8 @@ $(STAMP) $(DEMO_STAMP): pyproject.toml constraints.txt
 demo: $(DEMO_STAMP)  ## the main job: train on three nodes, lose a rank, resume, finish with the same weights
 	$(BIN)/python examples/digits/demo.py
 
-test: $(STAMP)  ## the tests: in parallel where that is safe, then those that need the machine for themselves
-	$(BIN)/python -m pytest -q -n 2 -m "not serial and not ranks and not cluster"
-	$(BIN)/python -m pytest -q -m "serial and not cluster"
+test: $(STAMP)  ## the tests, three at a time: many of them wait for processes
+	$(BIN)/python -m pytest -q -n 3 --dist worksteal -m "not ranks and not cluster"
 
 test-ranks: $(STAMP)  ## more tests: exactness, strategies, metrics, callbacks and examples on several ranks
 	$(BIN)/python -m pytest -q -n 2 --dist loadscope -m ranks

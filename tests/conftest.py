@@ -1,12 +1,17 @@
-"""No test leaves files in the tree: what a script writes into its current folder belongs into tmp_path."""
+"""No test leaves files in the tree: what a script writes into its current folder belongs into tmp_path. None is judged
+by how long it takes."""
 
 import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
 _BEFORE = pytest.StashKey[set[str]]()
+
+settings.register_profile("at any pace", deadline=None)
+settings.load_profile("at any pace")
 
 
 def _entries() -> set[str]:

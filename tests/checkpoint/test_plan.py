@@ -14,7 +14,7 @@ from everstep.checkpoint.ranks import Ranks
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=3).map(tuple), min_size=1, max_size=12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(shapes, st.integers(1, 5))
 def test_replicated_tensors_are_split_as_the_planner_of_torch_would(
     shapes: list[tuple[int, ...]], world_size: int

@@ -11,7 +11,6 @@ import pytest
 from everstep_operator.cluster.state import free_ports
 from tests.checkpoint.conftest import Place
 
-pytestmark = pytest.mark.serial
 ROOT = Path(__file__).parents[2]
 
 

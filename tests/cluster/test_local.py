@@ -89,7 +89,6 @@ def is_running(pid: int) -> bool:
     return shim.identity(pid) is not None
 
 
-@pytest.mark.serial
 class TestLocalCluster(Conformance):
     """All that every adapter does."""
 
@@ -233,7 +232,6 @@ def orphan(world: LocalWorld, script: str) -> tuple[Process, set[int]]:
     return process, below
 
 
-@pytest.mark.serial
 def test_without_everstep_run_a_pod_ends_itself(tmp_path: Path) -> None:
     world = ShortLease(tmp_path)
     process, below = orphan(world, "trap 'echo saved; exit 85' TERM; setsid sleep 600 & echo ready; wait")
@@ -252,7 +250,6 @@ def test_without_everstep_run_a_pod_ends_itself(tmp_path: Path) -> None:
     world.end()
 
 
-@pytest.mark.serial
 def test_a_pod_that_ignores_sigterm_is_killed_after_the_lease(tmp_path: Path) -> None:
     world = ShortLease(tmp_path)
     state = world.state.path
@@ -263,21 +260,19 @@ def test_a_pod_that_ignores_sigterm_is_killed_after_the_lease(tmp_path: Path) ->
     world.end()
 
 
-@pytest.mark.serial
 def test_a_pod_lives_on_when_everstep_run_comes_back_in_time(tmp_path: Path) -> None:
     world = ShortLease(tmp_path)
-    world.lease_seconds = 3.0
+    world.lease_seconds = 6.0
     process, _ = orphan(world, POLITE)
     main = shim.read(str(process.folder / "process.json"))
     time.sleep(1.5)
     shim.write(str(world.state.lease), shim.identity(os.getpid()))
-    time.sleep(3)
+    time.sleep(6)
     assert process.state().phase == "Running"
     assert shim.alive(main)
     world.end()
 
 
-@pytest.mark.serial
 def test_a_removed_state_folder_ends_its_pods(tmp_path: Path) -> None:
     import shutil
 

@@ -49,7 +49,6 @@ def listening(pid: int) -> set[str]:
     return found
 
 
-@pytest.mark.serial
 def test_it_serves_keeps_and_protects(tmp_path: Path) -> None:
     with serve(tmp_path) as env:
         bucket = store(env)
@@ -74,7 +73,6 @@ def test_it_serves_keeps_and_protects(tmp_path: Path) -> None:
             store(env).put("markers/1", b"twice", mode="create")
 
 
-@pytest.mark.serial
 def test_a_server_that_died_is_started_again_at_the_same_address(tmp_path: Path) -> None:
     state = StateFolder(tmp_path)
     state.take()
@@ -107,7 +105,6 @@ def wait_until_up(server: EmbeddedS3) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.serial
 def test_nobody_there_it_ends_itself(tmp_path: Path) -> None:
     code = """
 import sys

@@ -63,7 +63,7 @@ def happen(world: World, what: str, value: object) -> None:
 
 
 # No shrinking: it takes minutes, and the example as found reads well enough.
-@settings(max_examples=150, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(max_examples=150, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(
     happened=st.lists(happenings, max_size=40),
     min_nodes=st.sampled_from([3, 3, 2, 1]),

@@ -12,8 +12,6 @@ import pytest
 from tests.demo.training import LINEAR, Training
 from tests.run.session import EVERSTEP
 
-pytestmark = pytest.mark.serial
-
 Make = Callable[..., Training]
 SLOWLY = ("--pause", "0.1")
 

@@ -5,12 +5,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from everstep_protocol.checkpoints import CheckpointId
 from tests.demo.training import Training
-
-pytestmark = pytest.mark.serial
 
 
 class Explosive:

@@ -6,12 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 DEMO = Path(__file__).parents[2] / "examples" / "digits" / "demo.py"
 
 
-@pytest.mark.serial
 def test_ctrl_c_saves_and_ends_quietly(tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [sys.executable, DEMO, tmp_path / "out"],

@@ -14,8 +14,6 @@ from everstep_operator.cluster.state import free_ports
 from tests.demo.training import LINEAR, Training
 from tests.run.session import EVERSTEP
 
-pytestmark = pytest.mark.serial
-
 Make = Callable[..., Training]
 S3 = {"uri": "s3://bucket/linear", "every": {"steps": 5}}
 

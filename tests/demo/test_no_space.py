@@ -11,8 +11,6 @@ import pytest
 
 from tests.demo.training import Training
 
-pytestmark = pytest.mark.serial
-
 #: A mount namespace with a small disk at the given folder, for one process and what it starts.
 SMALL_DISK = 'mount -t tmpfs -o size=512k none "$0" && exec "$@"'
 

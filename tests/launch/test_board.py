@@ -127,7 +127,6 @@ print(step - 1)
 """
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("turn", range(6))
 def test_two_processes_never_pass_an_accepted_limit(tmp_path: Path, turn: int) -> None:
     """Ranks run as fast as they can while limits are proposed close ahead of them. Whenever all could keep one, every
@@ -168,7 +167,6 @@ while True:
 """
 
 
-@pytest.mark.serial
 def test_notes_are_whole_while_they_are_written(tmp_path: Path) -> None:
     board = Board.create(tmp_path / "board", nproc=1)
     writer = subprocess.Popen([sys.executable, "-c", WRITER, str(board.path)], env=environment())

@@ -18,8 +18,6 @@ from everstep_protocol.version import HEADER, PROTOCOL_VERSION
 
 from .harness import TOKEN, TORCH_SCRIPT, Bench, alive, eventually
 
-pytestmark = pytest.mark.serial
-
 # Steps until `stop` exists, in step with nobody: what matters here is who lives, and where they stop.
 TRAIN = """
 import json, os, sys, time

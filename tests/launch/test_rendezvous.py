@@ -50,7 +50,6 @@ def test_what_is_missing_is_said() -> None:
     assert f"set {env.TOKEN}" in second
 
 
-@pytest.mark.serial
 def test_torchrun_restarts_and_resumes(desk: Bench) -> None:
     port = PortReservation()
     desk.coordinator(port.number, nodes=2)

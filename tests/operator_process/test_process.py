@@ -21,8 +21,6 @@ from tests.emulated import EmulatedCluster, Fault
 from tests.emulated.api import Object, Status
 from tests.operator_process.world import manifest
 
-pytestmark = pytest.mark.serial
-
 #: A worker that trains nothing for as long as the file is there.
 WAITS = "import pathlib, time\nwhile pathlib.Path({!r}).exists(): time.sleep(0.05)"
 

@@ -19,7 +19,7 @@ turns = st.lists(
 sizes = st.sampled_from([(1, None), (2, None), (3, None), (3, 2), (4, 1)])
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(turns, sizes)
 def test_invariants(turns: list[tuple[int, int, bool]], size: tuple[int, int | None]) -> None:
     world = new_world(size)
@@ -41,7 +41,7 @@ def test_invariants(turns: list[tuple[int, int, bool]], size: tuple[int, int | N
     assert world.deleted == (world.run.spec.ttl_seconds_after_finished is not None)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(turns, sizes)
 def test_suspension_is_always_reached(turns: list[tuple[int, int, bool]], size: tuple[int, int | None]) -> None:
     world = new_world(size)

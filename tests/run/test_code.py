@@ -40,7 +40,6 @@ def zipped(files: dict[str, str]) -> bytes:
 # --- everstep run ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize("packed", [False, True], ids=["files", "archive"])
 def test_everstep_run_brings_the_code(
     session: Make, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
@@ -60,7 +59,6 @@ def test_everstep_run_brings_the_code(
     assert "note: only a cluster" not in out
 
 
-@pytest.mark.serial
 def test_everstep_run_says_what_only_a_cluster_does(session: Make) -> None:
     tiny = session("--steps", "5", nodes=1, podTemplate={"spec": {"schedulerName": "mine"}})
     tiny.write(accelerator={"type": "cuda", "count": 1})
@@ -69,7 +67,6 @@ def test_everstep_run_says_what_only_a_cluster_does(session: Make) -> None:
     assert "note: only a cluster acts on accelerator, podTemplate" in out
 
 
-@pytest.mark.serial
 def test_everstep_run_without_the_archive_says_so(session: Make, tmp_path: Path) -> None:
     tiny = session(nodes=1)
     uri = f"file://{tmp_path}/no-such.tar.gz"

@@ -17,8 +17,6 @@ from obstore.store import S3Store
 from everstep_operator.cluster.s3 import serve
 from tests.run.session import EVERSTEP, Session
 
-pytestmark = pytest.mark.serial
-
 Make = Callable[..., Session]
 
 

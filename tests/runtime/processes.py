@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,13 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from everstep_operator.cluster.state import free_ports
+
 SCRIPTS = Path(__file__).parent / "scripts"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -31,7 +26,7 @@ def run_ranks(
 ) -> subprocess.CompletedProcess[str]:
     """The script on `world` ranks. When one dies the others are killed, as a launcher does. Returns the first failure,
     or rank 0; stderr is everybody's."""
-    port = str(free_port())
+    port = str(free_ports(1)[0])
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     processes = []
     for rank in range(world):

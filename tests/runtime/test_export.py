@@ -53,9 +53,14 @@ def test_s83_onnx(tmp_path: Path, dynamo: bool) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     (result,) = session.run(None, {session.get_inputs()[0].name: X.numpy()})
     assert close(result, expected)
+
+
+def test_s83_onnx_by_the_modules_own_example(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    module = Served()
     module.example_input_array = X
-    module.to_onnx(tmp_path / "again.onnx", dynamo=dynamo)
-    assert (tmp_path / "again.onnx").exists()
+    module.to_onnx(tmp_path / "m.onnx", dynamo=False)
+    assert (tmp_path / "m.onnx").exists()
 
 
 def test_s83_onnx_without_a_sample_or_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:

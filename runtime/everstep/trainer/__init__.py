@@ -1,4 +1,4 @@
-"""The Trainer: trainer.py (the four verbs), fit.py and evaluate.py (the loops), hooks.py (what they call)."""
+"""The Trainer: trainer.py (the four verbs), call.py (what they share), fit.py and evaluate.py (the loops), hooks.py."""
 
 from everstep.trainer.trainer import Trainer
 
