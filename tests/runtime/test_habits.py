@@ -94,7 +94,7 @@ def test_s04_a_hook_that_has_to_be_given_the_loaders_number_gets_it_and_one_that
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_s50_the_state_of_a_callback_is_not_asked_for_before_a_fit_has_begun(library: Any, tmp_path: Path) -> None:
+def test_s04_the_state_of_a_callback_is_not_asked_for_before_a_fit_has_begun(library: Any, tmp_path: Path) -> None:
     class Average(library.Callback):  # type: ignore[misc, name-defined]
         def __init__(self, what: str = "a") -> None:
             self.what = what
@@ -121,7 +121,7 @@ def test_s50_the_state_of_a_callback_is_not_asked_for_before_a_fit_has_begun(lib
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_s24_in_manual_optimisation_a_plateau_scheduler_needs_no_monitor(library: Any, tmp_path: Path) -> None:
+def test_s09_in_manual_optimisation_a_plateau_scheduler_needs_no_monitor(library: Any, tmp_path: Path) -> None:
     def training_step(self: Any, batch: Any, batch_idx: int) -> None:
         self.lr_schedulers().step(1.0)
 
@@ -142,7 +142,7 @@ def test_s24_in_manual_optimisation_a_plateau_scheduler_needs_no_monitor(library
 
 @pytest.mark.parametrize("library", LIBRARIES)
 @pytest.mark.parametrize("as_dict", [False, True])
-def test_s24_a_scheduler_beside_a_list_of_optimizers(library: Any, as_dict: bool, tmp_path: Path) -> None:
+def test_s09_a_scheduler_beside_a_list_of_optimizers(library: Any, as_dict: bool, tmp_path: Path) -> None:
     def configure_optimizers(self: Any) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=0.8)
         scheduler = StepLR(optimizer, 1, gamma=0.5)
@@ -154,7 +154,7 @@ def test_s24_a_scheduler_beside_a_list_of_optimizers(library: Any, as_dict: bool
     assert runner.optimizers[0].param_groups[0]["lr"] == (0.05 if as_dict else 0.2)
 
 
-def test_s30_a_name_may_be_of_the_steps_and_of_the_hook_at_the_epochs_end(tmp_path: Path) -> None:
+def test_s70_a_name_may_be_of_the_steps_and_of_the_hook_at_the_epochs_end(tmp_path: Path) -> None:
     """The pattern of torchmetrics' own pages: the values of a collection in each step, compute() at the end."""
 
     def ends(library: Any) -> dict[str, float]:

@@ -35,28 +35,46 @@ def recorded(base: type, names: Any, prefix: str, calls: list[str]) -> type:
     def method(name: str) -> Any:
         original = getattr(base, name)
 
+        signature = inspect.signature(original)
+
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            calls.append(f"{prefix}.{name}")
+            given = signature.bind(self, *args, **kwargs).arguments
+            told = [f"{key}={described(value)}" for key, value in given.items() if value is not self]
+            calls.append(f"{prefix}.{name}({', '.join(told)})")
             return original(self, *args, **kwargs)
 
-        call.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        call.__signature__ = signature  # type: ignore[attr-defined]
         return call
 
     return type("Recorded", (base,), {name: method(name) for name in names if hasattr(base, name)})
 
 
-def sequence(library: Any, make: Any, verb: str, interval: str, data: bool, plateau: bool) -> list[str]:
+def described(value: Any) -> str:
+    """What an argument is, as far as it is the same in both libraries."""
+    if isinstance(value, torch.Tensor):
+        return f"{value.dtype}{list(value.shape)}{' of a graph' if value.requires_grad else ''}"
+    if isinstance(value, dict | list | tuple):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        return f"{type(value).__name__}({', '.join(f'{key}: {described(part)}' for key, part in parts)})"
+    if value is None or isinstance(value, int | float | str | torch.device):
+        return repr(value)
+    for kind in ("Trainer", "LightningModule", "LightningDataModule", "LightningOptimizer"):
+        if kind in (each.__name__ for each in type(value).__mro__):
+            return kind
+    return "a function" if callable(value) else type(value).__name__
+
+
+def sequence(library: Any, make: Any, verb: str, interval: str, data: bool, plateau: bool, loaders: int) -> list[str]:
     calls: list[str] = []
 
     class Loaders:
         def train_dataloader(self) -> Any:
             return loader()
 
-        val_dataloader = test_dataloader = train_dataloader
+        def val_dataloader(self) -> Any:
+            return loader() if loaders == 1 else [loader() for _ in range(loaders)]
 
-        def predict_dataloader(self) -> Any:
-            with_name = torch.utils.data.DataLoader
-            return with_name(loader().dataset, batch_size=4)
+        test_dataloader = predict_dataloader = val_dataloader
 
     class Net(Loaders, library.LightningModule):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -66,12 +84,13 @@ def sequence(library: Any, make: Any, verb: str, interval: str, data: bool, plat
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return (self.layer(batch[0]) - batch[1]).square().mean()
 
-        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             self.log("val_loss", torch.ones(()))
+            return {"loss": self.layer(batch[0]).mean(), "index": batch_idx}
 
-        def test_step(self, batch: Any, batch_idx: int) -> Any: ...
+        def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any: ...
 
-        def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
             return self.layer(batch[0])
 
         def configure_optimizers(self) -> Any:
@@ -114,9 +133,19 @@ def sequence(library: Any, make: Any, verb: str, interval: str, data: bool, plat
         ("predict", {"limit_predict_batches": 2}, "epoch", False, False),
     ],
 )
-def test_s04_hooks_come_in_lightnings_order(
+def test_s04_hooks_come_in_lightnings_order_with_its_arguments(
     tmp_path: Path, verb: str, more: Any, interval: str, data: bool, plateau: bool
 ) -> None:
+    compare(tmp_path, verb, more, interval, data, plateau)
+
+
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_s04_hooks_of_several_loaders_get_lightnings_arguments(tmp_path: Path, verb: str) -> None:
+    limits = {f"limit_{stage}_batches": 2 for stage in ("train", "val", "test", "predict")}
+    compare(tmp_path, verb, limits, "epoch", verb == "fit", False, loaders=2)
+
+
+def compare(tmp_path: Path, verb: str, more: Any, interval: str, data: bool, plateau: bool, loaders: int = 1) -> None:
     def theirs(callback: Any) -> Any:
         arguments = {
             "max_epochs": 2,
@@ -129,11 +158,12 @@ def test_s04_hooks_come_in_lightnings_order(
         return lightning.Trainer(callbacks=[callback], **off, **arguments)
 
     with quiet():
-        expected = sequence(lightning, theirs, verb, interval, data, plateau)
-    with quiet():
-        ours = sequence(
-            L, lambda callback: trainer(tmp_path, callbacks=[callback], **more), verb, interval, data, plateau
-        )
+        expected = sequence(lightning, theirs, verb, interval, data, plateau, loaders)
+
+        def make(callback: Any) -> Any:
+            return trainer(tmp_path, callbacks=[callback], **more)
+
+        ours = sequence(L, make, verb, interval, data, plateau, loaders)
     assert ours == expected
 
 

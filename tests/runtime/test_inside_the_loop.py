@@ -438,7 +438,7 @@ def test_s75_a_loss_that_cannot_be_differentiated(tmp_path: Path, loss: Any, mes
 
 
 @pytest.mark.parametrize("word", ["last", "latest"])
-def test_s32_a_script_that_is_always_started_alike_begins_where_there_is_nothing(tmp_path: Path, word: str) -> None:
+def test_s50_a_script_that_is_always_started_alike_begins_where_there_is_nothing(tmp_path: Path, word: str) -> None:
     def start(epochs: int) -> L.Trainer:
         runner = trainer(tmp_path, callbacks=[ModelCheckpoint(tmp_path, save_last=True)], max_epochs=epochs)
         runner.fit(Validated(), loader(), loader(), ckpt_path=word)

@@ -140,7 +140,7 @@ def equal(left: Any, right: Any) -> bool:
         ("EMAWeightAveraging", {"decay": 0.5, "use_buffers": False, "update_starting_at_epoch": 1}),
     ],
 )
-def test_s50_averages_and_their_files_are_lightnings(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
+def test_s04_averages_and_their_files_are_lightnings(tmp_path: Path, kind: str, more: dict[str, Any]) -> None:
     (ours, our_file), (theirs, their_file) = (
         with_average(library, tmp_path / name, kind, more, 3) for name, library in (("o", L), ("l", lightning))
     )
@@ -152,7 +152,7 @@ def test_s50_averages_and_their_files_are_lightnings(tmp_path: Path, kind: str, 
 
 
 @pytest.mark.parametrize(("writes", "reads"), [(L, lightning), (lightning, L)])
-def test_s50_s85_a_fit_with_an_average_goes_on_from_the_others_file(tmp_path: Path, writes: Any, reads: Any) -> None:
+def test_s04_s85_a_fit_with_an_average_goes_on_from_the_others_file(tmp_path: Path, writes: Any, reads: Any) -> None:
     more = {"decay": 0.5, "update_every_n_steps": 4}
     whole, _ = with_average(writes, tmp_path, "EMAWeightAveraging", more, 3)
     with_average(writes, tmp_path, "EMAWeightAveraging", more, 2)
@@ -160,7 +160,7 @@ def test_s50_s85_a_fit_with_an_average_goes_on_from_the_others_file(tmp_path: Pa
     assert equal(resumed.state_dict(), whole.state_dict())
 
 
-def test_s50_an_average_without_an_update_leaves_what_was_trained(tmp_path: Path) -> None:
+def test_s04_an_average_without_an_update_leaves_what_was_trained(tmp_path: Path) -> None:
     net, plain = Net(), Net()
     plain.load_state_dict(net.state_dict())
     trainer(tmp_path, max_epochs=1, callbacks=[EMAWeightAveraging(update_starting_at_step=99)]).fit(net, loader())
@@ -222,7 +222,7 @@ def averaged(library: Any, folder: Path, normed: bool, scheduled: bool, **more: 
         (True, False, {"swa_epoch_start": 0.5, "annealing_epochs": 1}),
     ],
 )
-def test_s50_stochastic_weight_averaging_has_lightnings_numbers(
+def test_s04_stochastic_weight_averaging_has_lightnings_numbers(
     tmp_path: Path, normed: bool, scheduled: bool, more: dict[str, Any]
 ) -> None:
 

@@ -43,7 +43,7 @@ def call(
     trainer.profiler.setup(verb, trainer.log_dir)
     try:
         _prepare_data(trainer, model, datamodule)
-        hooks.call("setup", verb)
+        hooks.call("setup", TrainerFn(verb))
         with trainer.precision_plugin.init_context():
             model.configure_model()
         _load(trainer, verb, model, begun, ckpt_path)
@@ -52,7 +52,7 @@ def call(
             result = _recorded(trainer, verb, begun)
         else:
             result = work(hooks, begun)
-        hooks.call("teardown", verb)
+        hooks.call("teardown", TrainerFn(verb))
     except BaseException as error:
         if not isinstance(error, Stopped):
             hooks.call("on_exception", error)

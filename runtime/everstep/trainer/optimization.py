@@ -333,7 +333,7 @@ def clipping(trainer: "Trainer", module: "LightningModule") -> Callable[[Optimiz
         return lambda optimizer: module.configure_gradient_clipping(optimizer, value, algorithm)
     if not value:
         return None
-    return lambda optimizer: trainer.strategy.clip_gradients(optimizer, value, algorithm)
+    return lambda optimizer: trainer.strategy.clip_gradients(optimizer, value, algorithm or "norm")
 
 
 @contextmanager

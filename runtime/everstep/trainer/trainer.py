@@ -182,7 +182,7 @@ class Trainer(Properties):
         self.log_every_n_steps = 50 if log_every_n_steps is None else log_every_n_steps
         self.accumulate_grad_batches = accumulate_grad_batches
         self.gradient_clip_val = gradient_clip_val
-        self.gradient_clip_algorithm: Literal["norm", "value"] = gradient_clip_algorithm or "norm"
+        self.gradient_clip_algorithm: Literal["norm", "value"] | None = gradient_clip_algorithm
         self.inference_mode = inference_mode
         self.use_distributed_sampler = use_distributed_sampler
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs

@@ -300,7 +300,7 @@ def test_c14_several_optimizers_on_two_ranks(tmp_path: Path, strategy: str) -> N
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_s24_c04_manual_optimisation_on_two_ranks(tmp_path: Path, strategy: str) -> None:
+def test_s07_manual_optimisation_on_two_ranks(tmp_path: Path, strategy: str) -> None:
     """Clipped by norm, on shards."""
     chosen: Any = FSDPStrategy(start_method="fork") if strategy == "fsdp" else "ddp_fork"
     more: dict[str, Any] = {"model": ByHand, "gradient_clip_val": None, "samples": 24}
