@@ -208,7 +208,7 @@ def test_a_quota_of_cpu_limits_counts_every_container_of_ours() -> None:
             "main would be a sidecar, beside trainer, which trains and has the devices: write trainer.image",
         ),
         ({"containers": [{"image": "x"}]}, "podTemplate.spec.containers: each item needs name"),
-        ({"volumes": ["x"]}, "podTemplate.spec.volumes: each item needs name"),
+        ({"volumes": [{"emptyDir": {}}]}, "podTemplate.spec.volumes: each item needs name"),
     ],
 )
 def test_what_the_operator_relies_on_stays(spec: dict[str, Any], words: str) -> None:

@@ -4,13 +4,15 @@ Maps are merged; null takes a key away. Lists are replaced as a whole, except th
 kind: they are merged item by item, and an item with `$patch: delete` takes its namesake away.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from everstep_operator.api.accelerator import CUDA_RESOURCE, TPU_RESOURCE
 from everstep_operator.api.pod_template import PodTemplate
 from everstep_operator.api.trainer import OWN_VARIABLES
 from everstep_operator.cluster.port import Refused
+from everstep_operator.cluster.render.placement import REQUIRED
 from everstep_protocol.env import TORCHRUN
 
 Json = dict[str, Any]
@@ -32,7 +34,44 @@ MERGE_KEYS = {
     "schedulingGates": "name",
 }
 
+#: A sample of a PodSpec, as far as rendering looks into one: what has to be a list, a map or text there.
+_CONTAINER_SHAPE: Json = {
+    "name": "",
+    "image": "",
+    "env": [{"name": ""}],
+    "envFrom": [{}],
+    "volumeMounts": [{"name": "", "mountPath": ""}],
+    "volumeDevices": [{}],
+    "ports": [{}],
+    "resources": {"limits": {}, "requests": {}, "claims": [{}]},
+    "securityContext": {},
+}
+_TERMS_SHAPE: Json = {REQUIRED: [{}]}
+_SHAPE: Json = {
+    "containers": [_CONTAINER_SHAPE],
+    "initContainers": [_CONTAINER_SHAPE],
+    "ephemeralContainers": [_CONTAINER_SHAPE],
+    "volumes": [{"name": ""}],
+    "imagePullSecrets": [{}],
+    "hostAliases": [{}],
+    "topologySpreadConstraints": [{}],
+    "resourceClaims": [{}],
+    "schedulingGates": [{}],
+    "tolerations": [{"key": "", "effect": ""}],
+    "nodeSelector": {},
+    "securityContext": {},
+    "affinity": {
+        "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchFields": [{}]}]}},
+        "podAffinity": _TERMS_SHAPE,
+        "podAntiAffinity": _TERMS_SHAPE,
+    },
+}
+_KINDS: dict[type, str] = {list: "a list, each item after a dash", dict: "a map of fields", str: "text"}
+
 _DIRECTIVE = "$patch"
+#: Of those Everstep has its own items.
+_SHARED_LISTS = ("containers", "initContainers", "volumes")
+_SHARED_OF_MAIN = ("env", "volumeMounts", "resources")
 _OWN_PREFIX = "everstep.dev/"
 
 #: What the operator itself acts on, with where else to say it.
@@ -75,7 +114,7 @@ def apply_template(pod: Json, template: PodTemplate | None, main: str) -> Json:
 def strategic_merge(base: Json, patch: Mapping[str, Any], path: str = "") -> Json:
     """A new object; neither of the two is changed. `path` names the patch in refusals."""
     if patch.get(_DIRECTIVE) == "replace":
-        return {key: value for key, value in patch.items() if key != _DIRECTIVE}
+        return strategic_merge({}, {key: value for key, value in patch.items() if key != _DIRECTIVE}, path)
     merged = dict(base)
     for key, value in patch.items():
         where = f"{path}.{key}".lstrip(".")
@@ -94,7 +133,7 @@ def strategic_merge(base: Json, patch: Mapping[str, Any], path: str = "") -> Jso
 def _merge_list(base: list[Json], patch: list[Any], name: str, where: str) -> list[Json]:
     items = list(base)
     for item in patch:
-        if not isinstance(item, Mapping) or (name not in item and item.get(_DIRECTIVE) != "replace"):
+        if not isinstance(item, Mapping) or (item.get(name) is None and item.get(_DIRECTIVE) != "replace"):
             raise Refused(f"{where}: each item needs {name}, by which it is merged")
         if item.get(_DIRECTIVE) == "replace":
             items = []
@@ -110,37 +149,65 @@ def _merge_list(base: list[Json], patch: list[Any], name: str, where: str) -> li
 
 
 def check_template(template: PodTemplate | None, main: str) -> None:
-    """Raises Refused: the template changes what the operator relies on."""
+    """Raises Refused: the template changes what the operator relies on, or is no PodSpec."""
     if template is None:
         return
     for kind in ("labels", "annotations"):
         for key in getattr(template.metadata, kind):
             if key.startswith(_OWN_PREFIX):
                 raise Refused(f"podTemplate.metadata.{kind}: {key} is Everstep's own: remove it")
+    where = "podTemplate.spec"
+    _check_shape(template.spec, _SHAPE, where)
+    if _DIRECTIVE in template.spec:
+        raise Refused(f"{where}.{_DIRECTIVE}: it is merged over what Everstep renders, which stays: remove it")
+    _check_shared(template.spec, _SHARED_LISTS, where)
     for field, way_out in _POD_FIELDS.items():
         if field in template.spec:
-            raise Refused(f"podTemplate.spec.{field} cannot be changed: {way_out}")
-    containers = template.spec.get("containers", [])
-    for container in containers if isinstance(containers, list) else []:
-        if not isinstance(container, Mapping):
-            continue
+            raise Refused(f"{where}.{field} cannot be changed: {way_out}")
+    for index, container in enumerate(template.spec.get("containers", [])):
         if container.get("name") != main:
             _check_sidecar(container, main)
             continue
         if _DIRECTIVE in container:
-            raise Refused(f"podTemplate.spec.containers: {main} is the container that trains, and stays")
+            raise Refused(f"{where}.containers: {main} is the container that trains, and stays")
+        here = f"{where}.containers[{index}]"
+        _check_shared(container, _SHARED_OF_MAIN, here)
+        _check_shared(container.get("resources", {}), ("limits", "requests"), f"{here}.resources")
         for field, way_out in _CONTAINER_FIELDS.items():
             if field in container:
-                raise Refused(f"podTemplate.spec.containers: {field} of {main} cannot be changed: {way_out}")
-        variables = container.get("env", [])
-        for variable in variables if isinstance(variables, list) else []:
-            if isinstance(variable, Mapping) and variable.get("name") in (*OWN_VARIABLES, *TORCHRUN):
-                raise Refused(f"podTemplate.spec.containers: {variable['name']} is set by Everstep itself: remove it")
+                raise Refused(f"{where}.containers: {field} of {main} cannot be changed: {way_out}")
+        for variable in container.get("env", []):
+            if variable.get("name") in (*OWN_VARIABLES, *TORCHRUN):
+                raise Refused(f"{where}.containers: {variable['name']} is set by Everstep itself: remove it")
         if _asks_for_devices(container):
             raise Refused(
-                f"podTemplate.spec.containers: the devices of {main} follow from accelerator: remove them there, and "
+                f"{where}.containers: the devices of {main} follow from accelerator: remove them there, and "
                 "write accelerator.type: cuda and how many in accelerator.count, or type: tpu"
             )
+
+
+def _check_shape(value: Any, sample: Any, where: str) -> None:
+    """Raises Refused: something is of another kind than in the sample. Null is no item, but may be a field's value."""
+    if not isinstance(value, type(sample)):
+        raise Refused(f"{where} is {json.dumps(value, default=str)[:80]}: write {_KINDS[type(sample)]}")
+    if isinstance(sample, list):
+        for index, item in enumerate(value):
+            _check_shape(item, sample[0], f"{where}[{index}]")
+    elif isinstance(sample, dict):
+        for key, beneath in sample.items():
+            if value.get(key) is not None:
+                _check_shape(value[key], beneath, f"{where}.{key}")
+
+
+def _check_shared(holder: Mapping[str, Any], fields: Iterable[str], where: str) -> None:
+    """Raises Refused: what Everstep itself has in these fields would be taken away."""
+    for field in fields:
+        value = holder.get(field, [])
+        if value is None:
+            raise Refused(f"{where}.{field} is empty, which takes away what Everstep has there: remove the line")
+        directives = [value] if isinstance(value, dict) else [i for i in value if i.get(_DIRECTIVE) == "replace"]
+        if any(_DIRECTIVE in item for item in directives):
+            raise Refused(f"{where}.{field}: what Everstep has there stays: remove {_DIRECTIVE}")
 
 
 def _check_sidecar(container: Mapping[str, Any], main: str) -> None:
@@ -153,6 +220,5 @@ def _check_sidecar(container: Mapping[str, Any], main: str) -> None:
 
 
 def _asks_for_devices(container: Mapping[str, Any]) -> bool:
-    resources = container.get("resources")
-    asked = resources.values() if isinstance(resources, Mapping) else ()
+    asked = (container.get("resources") or {}).values()
     return any(name in part for part in asked if isinstance(part, Mapping) for name in (CUDA_RESOURCE, TPU_RESOURCE))

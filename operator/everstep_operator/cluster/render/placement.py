@@ -19,7 +19,7 @@ ACCELERATOR_LABELS = (
 )
 #: Taints by which Kubernetes evicts the pods of a node whose kubelet it does not hear.
 _SILENT_NODE = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
-_REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 def pool_of(run: TrainingRun) -> Pool:
@@ -64,7 +64,7 @@ def keep_together(body: dict[str, Any], ours: dict[str, list[dict[str, Any]]]) -
     affinity = dict(body.get("affinity") or {})
     for kind, terms in ours.items():
         theirs = affinity.get(kind) or {}
-        affinity[kind] = {**theirs, _REQUIRED: [*(theirs.get(_REQUIRED) or []), *terms]}
+        affinity[kind] = {**theirs, REQUIRED: [*(theirs.get(REQUIRED) or []), *terms]}
     return {**body, "affinity": affinity} if ours else body
 
 
@@ -92,9 +92,9 @@ def keep_off(body: dict[str, Any], nodes: Iterable[str]) -> dict[str, Any]:
         return body
     affinity = body.get("affinity") or {}
     node_affinity = affinity.get("nodeAffinity") or {}
-    required = node_affinity.get(_REQUIRED) or {}
+    required = node_affinity.get(REQUIRED) or {}
     # One of these terms has to hold, so each of them has to say it. An empty list of them would match nothing.
     terms = required.get("nodeSelectorTerms", [{}])
     apart = [{**term, "matchFields": [*(term.get("matchFields") or []), *fields]} for term in terms]
-    node_affinity = {**node_affinity, _REQUIRED: {**required, "nodeSelectorTerms": apart}}
+    node_affinity = {**node_affinity, REQUIRED: {**required, "nodeSelectorTerms": apart}}
     return {**body, "affinity": {**affinity, "nodeAffinity": node_affinity}}

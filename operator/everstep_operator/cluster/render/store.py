@@ -40,8 +40,8 @@ def check_folder(run: TrainingRun, container: dict[str, Any], volumes: list[dict
         return
     folder = checkpoint.uri.removeprefix("file://")
     mounts = [m for m in container["volumeMounts"] if f"{folder}/".startswith(f"{m['mountPath'].rstrip('/')}/")]
-    mounted = max(mounts, key=lambda mount: len(mount["mountPath"]), default={"name": None})["name"]
-    if not any(volume.get("name") == mounted and "emptyDir" not in volume for volume in volumes):
+    nearest = max(mounts, key=lambda mount: len(mount["mountPath"]), default={"name": None})
+    if not any(volume.get("name") == nearest.get("name") and "emptyDir" not in volume for volume in volumes):
         raise Refused(
             f"checkpoint.uri {checkpoint.uri} is a folder of each pod, and gone with it: write s3://bucket/prefix, or "
             "mount a volume there that all nodes share, by podTemplate.spec.volumes and the volumeMounts of trainer"
