@@ -255,6 +255,7 @@ class Report:
     intent: Intent | None = None
     not_durable_why: str = ""
     seconds_up: float | None = None  # since this coordinator began: who has just begun has not heard everybody yet
+    lost: tuple[str, ...] = ()  # pods whose launchers have fallen silent, until their nodes have others
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Launcher:
     node: int
     port: int
     nproc: int = 1
+    pod: str = ""
     round: Round | None = None
     workers: Workers = Workers.NONE
     generation: int = 0
@@ -100,9 +101,9 @@ class World:
 
     # What may happen.
 
-    def join(self, node: int) -> Launcher:
+    def join(self, node: int, pod: str = "") -> Launcher:
         number = next(self._names)
-        launcher = Launcher(f"agent-{number}", node, port=20_000 + number, nproc=self.nproc)
+        launcher = Launcher(f"agent-{number}", node, port=20_000 + number, nproc=self.nproc, pod=pod or f"pod-{node}")
         self.launchers.append(launcher)
         return launcher
 
@@ -234,7 +235,7 @@ class World:
             address=f"10.0.0.{launcher.node}",
             port=launcher.port,
             nproc=launcher.nproc,
-            pod=f"pod-{launcher.node}",
+            pod=launcher.pod,
             generation=launcher.generation,
             workers=launcher.workers,
             ranks=tuple(

@@ -1,12 +1,17 @@
 """Nodes that do not answer: whose pods are forgotten, when, and where the replacement goes."""
 
+from dataclasses import replace
+
 import pytest
 
 from everstep_operator.plan.model import CreatePod, DeletePod, Pod
 from everstep_protocol import labels
 from everstep_protocol.messages import LOST_SECONDS, Member, Report, RunState, Workers
 from everstep_protocol.reasons import Reason
+from tests.coordinator.world import World as Coordinated
+from tests.coordinator.world import intent as coordinator_intent
 from tests.plan.builders import (
+    UID,
     all_pods,
     at,
     created,
@@ -171,6 +176,51 @@ def test_launcher_that_the_coordinator_has_lost_is_killed_and_then_replaced() ->
     assert plan(then(run, replaced), fresh, lost, 30).actions == (), "the replacement is not blamed for the old one"
 
 
+@pytest.mark.parametrize("later", [0.0, 40.0])
+def test_each_launcher_that_hangs_is_killed_and_replaced(later: float) -> None:
+    """Both at once, of which one failure names one; and one that hangs, with no seat, while the other is waited for."""
+    run, coordinator = running(3), Coordinated(coordinator_intent(3, run_uid=UID), total=10**6, start=False)
+    pods = {place: pod(place, created=at(0), machine=f"m{place}") for place in (None, 0, 1, 2)}
+    for node in (0, 1, 2):
+        coordinator.join(node, pods[node].name)
+    begun, comes, killed = coordinator.now, 60.0 + later, []
+    for second in range(0, 200, 2):
+        coordinator.pass_time(2.0)
+        if second == 60:
+            coordinator.lose(coordinator.at(1))
+        if second == comes:
+            coordinator.lose(coordinator.at(2))
+        decided = plan(run, list(pods.values()), coordinator.report, coordinator.now - begun)
+        run = then(run, decided)
+        killed += deleted(decided)
+        pods = {node: there for node, there in pods.items() if there.name not in killed}
+        pods |= {
+            spec.node: pod(spec.node, spec.attempt, name=spec.name, created=at(second), phase="Pending")
+            for spec in created(decided)
+        }
+        for node, there in pods.items():
+            if node is not None and there.phase == "Pending" and second > comes + LOST_SECONDS:
+                pods[node] = replace(there, phase="Running")
+                coordinator.join(node, there.name)
+    assert killed == ["run-1-1", "run-2-1"]
+    assert (run.status.phase, coordinator.report.lost) == ("Running", ())
+    assert len(coordinator.crew) == 3
+    assert run.status.restarts.total == 1
+
+
+def test_a_launcher_that_spoke_again_or_has_a_successor_is_not_lost() -> None:
+    coordinator = Coordinated(coordinator_intent(2), total=10**6)
+    coordinator.pass_time(2.0)
+    for node in (0, 1):
+        coordinator.at(node).reachable = False
+    coordinator.pass_time(LOST_SECONDS + 1.0)
+    assert coordinator.report.lost == ("pod-0", "pod-1")
+    coordinator.at(0).reachable = True
+    coordinator.join(1, "pod-1-anew")
+    coordinator.pass_time(1.0)
+    assert coordinator.report.lost == ()
+
+
 def test_other_pods_of_a_lost_node_go_with_the_first() -> None:
     """Where nobody may look at Nodes, the cluster's verdict would take until the eviction and its grace."""
     run = running(3)
@@ -202,6 +252,17 @@ def test_lost_worker_that_was_never_replaced_cannot_succeed() -> None:
     after = plan(running(), quota, heard(0, state=RunState.WAITING), 3)
     assert after.status.phase != "Succeeded"
     assert created_places(after) == [(1, 2)]
+
+
+@pytest.mark.parametrize("late", [pod(2, phase="Pending", waiting_reason="Unschedulable"), pod(2), None])
+def test_elastic_run_that_is_done_needs_no_coordinator_to_have_succeeded(late: Pod | None) -> None:
+    """A node that never took part is not waited for, and a success stays one when nobody is left who could tell it."""
+    run = running(3, min=2, max=3)
+    over = plan(run, [done(0), done(1), *([late] if late else [])], None, 3)
+    assert (over.status.phase, created(over)) == ("Succeeded", [])
+    assert plan(run, [done(0), pod(1), pod(2)], None, 3).status.phase != "Succeeded", "one of at least two"
+    failed = pod(2, phase="Failed", exit_code=1)
+    assert plan(run, [done(0), done(1), failed], None, 3).status.phase != "Succeeded"
 
 
 def test_what_is_left_of_a_run_that_is_over_is_forgotten_too() -> None:

@@ -1,8 +1,25 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from everstep_operator.api.trainingrun import TrainingRun
-from everstep_protocol.messages import Goodput, Progress, RunState
-from tests.plan.builders import T0, all_pods, at, checkpoint, plan, progress, report, running, then
+from everstep_protocol.messages import Goodput, Progress, Report, RunState
+from tests.plan.builders import (
+    T0,
+    all_pods,
+    at,
+    checkpoint,
+    created_places,
+    failure,
+    plan,
+    progress,
+    report,
+    running,
+    then,
+)
 
 
 def test_numbers_of_the_report() -> None:
@@ -64,6 +81,36 @@ def test_loss_that_is_no_number_is_left_out() -> None:
     status = plan(running(), all_pods(), said).status
     assert status.progress is not None
     assert status.progress.loss is None
+
+
+@given(st.builds(Report, intent=st.none()))
+def test_every_report_that_can_be_read_has_its_plan_and_a_status_that_can_be_written(said: Report) -> None:
+    run = then(running(), plan(running(), all_pods(), said))
+    assert TrainingRun.model_validate_json(run.model_dump_json()) == run
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        report(progress=Progress(-1, -1, -1, samples_per_second=-1.0, steps_per_second=float("nan"), stage="fit")),
+        report(progress=Progress(1, 10, steps_per_second=-1.0), last_checkpoint=replace(checkpoint(4), step=-4)),
+        report(last_checkpoint=replace(checkpoint(4), uri="s" * 4_097), resumed_from=replace(checkpoint(4), step=-1)),
+        report(
+            last_checkpoint=replace(checkpoint(4), time=1e300), resumed_from=replace(checkpoint(4), uri="s" * 5_000)
+        ),
+        report(not_durable_since=float("inf"), not_durable_why="w" * 40_000),
+        report(goodput=Goodput(-1, -1), failures=(failure(1, step=-1),)),
+        report(goodput=Goodput(9, float("nan"), -1.0, lost={str(n): -1.0 for n in range(99)})),
+        report(RunState.FAILED, message="m" * 100_000),
+        report(generation=-1, world_size=-1, restarts=-1),
+    ],
+)
+def test_numbers_out_of_all_bounds_do_not_keep_a_dead_pod_from_being_replaced(said: Report) -> None:
+    gone = all_pods()[:2]
+    decided = plan(running(), gone, said)
+    run = then(running(), decided)
+    assert created_places(decided) == [(1, 2)] or run.status.phase == "Failed"
+    assert TrainingRun.model_validate_json(run.model_dump_json()) == run
 
 
 def test_status_survives_the_store() -> None:

@@ -151,15 +151,41 @@ def test_what_may_mend_itself_is_waited_for(word: str, message: str, reason: str
     assert plan(run, waiting_pod(word, message), WAITS, 600).status.reason == "StartupDeadlineExceeded"
 
 
-def test_a_back_off_that_does_not_say_why_is_decided_by_the_next_pull() -> None:
+@pytest.mark.parametrize(
+    ("word", "soft", "final"),
+    [
+        ("ErrImagePull", "503 Service Unavailable", "401 Unauthorized"),
+        ("CreateContainerConfigError", "failed to sync secret cache: timed out", 'secret "s3" not found'),
+    ],
+)
+def test_words_that_are_final_are_confirmed_whatever_was_said_before(word: str, soft: str, final: str) -> None:
+    run = begun()
+    for second, words in ((0, soft), (600, soft), (601, final), (602, soft), (610, final), (639, final)):
+        run = then(run, plan(run, waiting_pod(word, words), WAITS, second))
+        assert run.status.phase == "Pending"
+    assert plan(run, waiting_pod(word, final), WAITS, 640).status.phase == "Failed"
+
+
+def test_of_several_pods_the_one_whose_trouble_is_final_is_told() -> None:
+    run, first = begun(), pod(0, phase="Pending", waiting_reason="ErrImagePull", message="503 Service Unavailable")
+    pods = [pod(None), first, *waiting_pod("ErrImagePull", "manifest unknown")[2:]]
+    run = then(run, plan(run, pods, WAITS, 0))
+    over = plan(run, pods, WAITS, 30).status
+    assert over.phase == "Failed"
+    assert "run-1-1: ErrImagePull: manifest unknown" in over.message
+
+
+def test_a_back_off_that_does_not_say_why_leaves_the_words_of_the_last_pull() -> None:
     """Kubelets before 1.32 repeat the registry's words only at each try."""
-    run, backs_off = begun(), waiting_pod("ImagePullBackOff", 'Back-off pulling image "ghcr.io/me/x:1"')
-    for second, pods in ((0, waiting_pod("ErrImagePull", "not found")), (10, backs_off), (35, backs_off)):
-        run = then(run, plan(run, pods, WAITS, second))
-    assert run.status.phase == "Pending"
-    tried = plan(run, waiting_pod("ErrImagePull", "not found"), WAITS, 40)
-    assert tried.wake_after == 0
-    assert plan(then(run, tried), backs_off, WAITS, 40).status.phase == "Failed"
+    backs_off = waiting_pod("ImagePullBackOff", 'Back-off pulling image "ghcr.io/me/x:1"')
+    for words, phase in (("not found", "Failed"), ("503 Service Unavailable", "Pending")):
+        run = begun()
+        for second, pods in ((0, waiting_pod("ErrImagePull", words)), (10, backs_off), (29, backs_off)):
+            run = then(run, plan(run, pods, WAITS, second))
+            assert run.status.phase == "Pending"
+        after = plan(run, backs_off, WAITS, 30).status
+        assert after.phase == phase
+        assert words in after.message or phase == "Pending"
 
 
 def test_no_room_is_waited_for_without_end() -> None:

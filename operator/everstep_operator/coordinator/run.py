@@ -110,6 +110,7 @@ class Run:
         self._peers: dict[str, Peer] = {}
         self._turned_away: dict[str, Dismissal] = {}  # by agent
         self._preempted: set[str] = set()  # agents whose pod has to leave
+        self._lost: dict[int, str] = {}  # by node: the pod of a launcher that fell silent
         self._learned: tuple[int, float] | None = None  # age of the newest memory taken over
         self._formed = False  # a round of our own: memories of others are history now
 
@@ -258,6 +259,7 @@ class Run:
             goodput=self._training.ledger.goodput(now + self._epoch),
             intent=self.intent,
             seconds_up=now - self._began,
+            lost=tuple(pod for _, pod in sorted(self._lost.items())),
         )
 
     @property
@@ -299,6 +301,7 @@ class Run:
                 return
             self._turn_away(holder.agent, now, f"node {node} was taken over by a newer launcher")
             self._lose(holder, now, f"the launcher of node {node} was replaced by a new one")
+        self._lost.pop(node, None)
         # Whoever has heard a directive before has heard it from a predecessor, and may know what that one knew.
         self._peers[agent] = Peer(agent, node, heard=now, silent_on_memory=state.seen > 0 and not self._formed)
 
@@ -375,6 +378,8 @@ class Run:
             silent = now - peer.heard
             if silent < LOST_SECONDS or (self.outcome is None and self._finished(peer)):
                 continue
+            if self.outcome is None and peer.state is not None and peer.state.pod:
+                self._lost[peer.node] = peer.state.pod
             self._lose(peer, now, f"node {peer.node} has not spoken for {silent:.0f} s")
 
     def _forget_dismissed(self, now: float) -> None:

@@ -39,8 +39,7 @@ def ending(run: TrainingRun, counted: Counted, observed: Observed, now: datetime
         reason = str(report.failures[-1].reason) if report.failures else "Failed"
         where = f" ({details(status.attempts[-1])})" if report.failures and status.attempts else ""
         return Ending(Phase.FAILED, reason, f"{report.message or 'the coordinator gave up'}{where}")
-    places = by_place(observed)
-    if all(_has_finished(places.get(node, [])) for node in range(run.spec.num_nodes)):
+    if _is_done(run, observed):
         return Ending(Phase.SUCCEEDED, "Completed", "every rank exited 0")
     hopeless = [attempt for attempt in counted.new if attempt.reason in _HOPELESS]
     if hopeless:
@@ -54,9 +53,15 @@ def ending(run: TrainingRun, counted: Counted, observed: Observed, now: datetime
     return _never_begins(run, status, observed, now)
 
 
-def _has_finished(there: list[Pod]) -> bool:
-    """The newest pod of this node is done. An older one that a dead node never lets go has no say."""
-    return bool(there) and there[-1].phase == "Succeeded"
+def _is_done(run: TrainingRun, observed: Observed) -> bool:
+    """Enough nodes are done, and none has failed: what else there is came too late to take part.
+
+    A launcher exits 0 when the coordinator has told it that all who trained have. Of each node the newest pod counts:
+    an older one that a dead node never lets go has no say.
+    """
+    places = by_place(observed)
+    newest = [places[node][-1].phase for node in range(run.spec.num_nodes) if node in places]
+    return "Failed" not in newest and newest.count("Succeeded") >= run.spec.min_nodes
 
 
 def _never_begins(run: TrainingRun, status: Status, observed: Observed, now: datetime) -> Ending | None:

@@ -14,7 +14,7 @@ from everstep_operator.plan.observe import knows_who_is_there
 from everstep_operator.plan.pods import workers
 from everstep_operator.plan.silence import is_given_up
 from everstep_protocol import labels
-from everstep_protocol.messages import LOST_SECONDS
+from everstep_protocol.messages import LOST_SECONDS, Report
 from everstep_protocol.reasons import Reason
 
 #: A launcher that the coordinator has lost has nothing to save: its generation is over.
@@ -101,12 +101,24 @@ def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
 
 
 def _is_silent(status: Status, observed: Observed, pod: Pod, now: datetime) -> bool:
-    """The last failure was the loss of this very launcher, and the coordinator has not heard of it since.
+    """Its launcher has fallen silent, and the coordinator has not heard of it, or of another one of its node, since.
 
     Its node may be well and the launcher hang, so it is killed first, and waited for like any other pod that ends.
     """
     report = observed.report
-    if report is None or not report.failures or pod.role != labels.WORKER or pod.phase != "Running" or pod.terminating:
+    if report is None or pod.role != labels.WORKER or pod.phase != "Running" or pod.terminating:
+        return False
+    if any(member.node == pod.node for member in report.members):
+        return False
+    return pod.name in report.lost or _is_the_last_loss(status, report, pod, now)
+
+
+def _is_the_last_loss(status: Status, report: Report, pod: Pod, now: datetime) -> bool:
+    """The last failure was the loss of this very launcher.
+
+    A coordinator that has never heard it, and knows of its seat from a predecessor's notes, cannot name its pod.
+    """
+    if not report.failures:
         return False
     last = report.failures[-1]
     lost = last.reason is Reason.NODE_LOST and last.node == pod.node and last.generation > 0
@@ -114,8 +126,7 @@ def _is_silent(status: Status, observed: Observed, pod: Pod, now: datetime) -> b
     # node was given up first. The one that was lost had spoken, and was then silent for so long.
     was_there = last.generation > status.restarts.generation or pod.attempt <= status.restarts.attempt
     counted = next((attempt.time for attempt in status.attempts if attempt.generation == last.generation), now)
-    was_there &= pod.created is None or pod.created <= counted - timedelta(seconds=LOST_SECONDS)
-    return lost and was_there and all(member.node != pod.node for member in report.members)
+    return lost and was_there and (pod.created is None or pod.created <= counted - timedelta(seconds=LOST_SECONDS))
 
 
 def _noted(run: TrainingRun, status: Status, observed: Observed, gone: list[tuple[Pod, str]], now: datetime) -> Status:

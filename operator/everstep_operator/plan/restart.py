@@ -113,14 +113,14 @@ def _attempt(run: TrainingRun, failure: Failure, observed: Observed, now: dateti
     told = failure.traceback.splitlines()  # the launcher prints it below what the rank printed
     machines = {pod.machine for pod in workers(observed) if pod.node == failure.node and pod.machine}
     return Attempt(
-        generation=failure.generation,
+        generation=max(0, failure.generation),
         reason=str(failure.reason),
         message=failure.message[:2_048],
         node=failure.node if failure.node >= 0 else None,
         rank=failure.rank if failure.rank >= 0 else None,
         exit_code=failure.exit_code,
         signal=failure.signal,
-        step=failure.step,
+        step=max(0, failure.step),
         time=now,
         node_name=machines.pop() if len(machines) == 1 else "",
         last_lines=tuple(line[:LINE_LIMIT] for line in (*failure.last_lines, *told)[-LAST_LINES:]),

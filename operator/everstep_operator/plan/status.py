@@ -1,5 +1,9 @@
-"""What the status learns from pods and report: numbers and places, no decisions."""
+"""What the status learns from pods and report: numbers and places, no decisions.
 
+A run has its plan whatever a report claims: what is out of all bounds is left out, or brought within them.
+"""
+
+import math
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,6 +23,9 @@ from everstep_protocol.messages import Goodput, Progress, Report
 
 #: In seconds: ten years. Whoever trains that long knows better.
 _LONGEST_ETA = 10 * 365 * 86_400.0
+_LARGEST = 2**53 - 1  # that JSON readers agree on
+_LONGEST_URI = 4_096
+_MOST_CAUSES = 64
 
 
 def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:
@@ -40,7 +47,7 @@ def learn(run: TrainingRun, observed: Observed, now: datetime) -> Status:
 def _durable(status: Status, report: Report, now: datetime) -> Status:
     """Whether checkpoints can be saved, once that is known."""
     if report.not_durable_since is not None:
-        return with_condition(status, CHECKPOINTS_DURABLE, "False", "SavingFails", report.not_durable_why, now)
+        return with_condition(status, CHECKPOINTS_DURABLE, "False", "SavingFails", report.not_durable_why[:32_768], now)
     if report.last_checkpoint is not None:
         return with_condition(status, CHECKPOINTS_DURABLE, "True", "Saved", "", now)
     return status
@@ -48,35 +55,37 @@ def _durable(status: Status, report: Report, now: datetime) -> Status:
 
 def _from_report(status: Status, report: Report, now: datetime) -> dict[str, Any]:
     update: dict[str, Any] = {
-        "generation": max(status.generation, report.generation),
-        "world_size": report.world_size,
+        "generation": max(status.generation, _count(report.generation)),
+        "world_size": _count(report.world_size),
         "not_durable_since": _time(report.not_durable_since),
     }
     if report.progress is not None:
         update["progress"] = _progress(status.progress, report.progress, now)
-    if (saved := report.last_checkpoint) is not None:
+    saved, resumed = report.last_checkpoint, report.resumed_from
+    if saved is not None and len(saved.uri) <= _LONGEST_URI and (time := _time(saved.time)) is not None:
         update["last_checkpoint"] = LastCheckpoint(
-            step=saved.step,
+            step=_count(saved.step),
             uri=saved.uri,
-            time=datetime.fromtimestamp(saved.time, UTC),
-            world_size=saved.world_size,
+            time=time,
+            world_size=_count(saved.world_size),
             verified=saved.verified,
         )
-    if (resumed := report.resumed_from) is not None:
-        update["resumed_from"] = ResumedFrom(step=resumed.step, uri=resumed.uri, note=resumed.note[:2_048])
+    if resumed is not None and len(resumed.uri) <= _LONGEST_URI:
+        update["resumed_from"] = ResumedFrom(step=_count(resumed.step), uri=resumed.uri, note=resumed.note[:2_048])
     if report.goodput.wall > 0:
         update["goodput"] = _goodput(report.goodput)
     return update
 
 
 def _progress(old: ProgressStatus | None, new: Progress, now: datetime) -> ProgressStatus:
+    step, max_steps, pace = _count(new.step), _count(new.max_steps or 0) or None, new.samples_per_second
     progress = ProgressStatus(
-        step=new.step,
-        max_steps=new.max_steps,
-        percent=min(100, 100 * new.step // new.max_steps) if new.max_steps else None,
-        epoch=new.epoch,
+        step=step,
+        max_steps=max_steps,
+        percent=min(100, 100 * step // max_steps) if max_steps else None,
+        epoch=_count(new.epoch),
         loss=_rounded(new.loss, 6),
-        samples_per_second=_rounded(new.samples_per_second, 3),
+        samples_per_second=None if pace is None or pace < 0 else _rounded(pace, 3),
         eta=_eta(old, new, now),
         updated_at=old.updated_at if old is not None else None,
     )
@@ -85,9 +94,10 @@ def _progress(old: ProgressStatus | None, new: Progress, now: datetime) -> Progr
 
 def _eta(old: ProgressStatus | None, new: Progress, now: datetime) -> datetime | None:
     """A time of day, which moves only when the pace does: a status that always differs would always be written."""
-    if not new.steps_per_second or not new.max_steps or new.max_steps <= new.step:
+    pace, max_steps = _seconds(new.steps_per_second or 0.0), _count(new.max_steps or 0)
+    if not pace or max_steps <= _count(new.step):
         return None
-    left = min((new.max_steps - new.step) / new.steps_per_second, _LONGEST_ETA)
+    left = min((max_steps - _count(new.step)) / pace, _LONGEST_ETA)
     eta = (now + timedelta(seconds=left)).replace(microsecond=0)
     before = old.eta if old is not None else None
     if before is not None and abs((before - eta).total_seconds()) <= max(10.0, 0.05 * left):
@@ -97,20 +107,34 @@ def _eta(old: ProgressStatus | None, new: Progress, now: datetime) -> datetime |
 
 def _goodput(goodput: Goodput) -> GoodputStatus:
     return GoodputStatus(
-        ratio=round(min(1.0, goodput.ratio), 4),
-        productive_seconds=round(goodput.productive, 3),
-        waiting_seconds=round(goodput.waiting, 3),
-        startup_seconds=round(goodput.startup, 3),
-        lost_seconds={reason: round(seconds, 3) for reason, seconds in goodput.lost.items()},
+        ratio=round(min(1.0, _seconds(goodput.ratio)), 4),
+        productive_seconds=round(_seconds(goodput.productive), 3),
+        waiting_seconds=round(_seconds(goodput.waiting), 3),
+        startup_seconds=round(_seconds(goodput.startup), 3),
+        lost_seconds={
+            reason: round(_seconds(seconds), 3) for reason, seconds in sorted(goodput.lost.items())[:_MOST_CAUSES]
+        },
     )
+
+
+def _count(number: int) -> int:
+    return min(max(0, number), _LARGEST)
+
+
+def _seconds(number: float) -> float:
+    return number if math.isfinite(number) and number > 0 else 0.0
 
 
 def _rounded(number: float | None, digits: int) -> float | None:
     """Significant digits: a status is for reading. NaN and infinity are no JSON."""
-    if number is None or number != number or number in (float("inf"), float("-inf")):
+    if number is None or not math.isfinite(number):
         return None
     return float(f"{number:.{digits}g}")
 
 
 def _time(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    """None as well for what is no time of any calendar."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (OverflowError, ValueError, OSError):
+        return None

@@ -41,6 +41,8 @@ _FINAL_OF_IMAGES = re.compile(
     r"|\bunauthorized\b|\bforbidden\b|access denied|\bdenied:|authorization failed",
     re.I,
 )
+#: Kubelets before 1.32 repeat the registry's words only at each try.
+_NO_CAUSE = re.compile(r"ImagePullBackOff(: Back-off pulling image \"[^\"]*\")?$")
 _FINAL_OF_CONTAINERS = re.compile(rf"{_MISSING.pattern}|runAsNonRoot|non-numeric user|no command specified", re.I)
 _CLAIM = re.compile(r"persistentvolumeclaim|volume node affinity|node\(s\) had volume", re.I)
 #: Of several pods, the one whose trouble explains most: what people have to repair comes first.
@@ -87,17 +89,26 @@ def waiting(status: Status, observed: Observed) -> Waiting:
     for type in (crash_loop.COORDINATOR_FAILS, crash_loop.PODS_REJECTED, silence.SILENT):
         if (condition := true_condition(status, type)) is not None:
             found.append(Waiting(condition.reason, condition.message))
-    worst = min(found, key=lambda why: (_ORDER.index(why.reason), not why.message), default=None)
+    worst = min(
+        found,
+        key=lambda why: (_ORDER.index(why.reason), not _is_final(why.reason, why.message), not why.message),
+        default=None,
+    )
     if worst is None or not worst.message:
         return Waiting(WAITING_FOR_NODES if worst is None else worst.reason, counted)
     return Waiting(worst.reason, f"{counted}; {worst.message}")
 
 
 def note(status: Status, observed: Observed, now: datetime) -> Status:
-    """The condition PodsRunning. Its time says since when the reason has been this one."""
+    """The condition PodsRunning. Its time says since when the reason has been this one, and final, or not."""
     if status.nodes.ready >= status.nodes.desired:
         return with_condition(status, PODS_RUNNING, "True", "AllRun", "", now)
-    why = waiting(status, observed)
+    why, before = waiting(status, observed), status.condition(PODS_RUNNING)
+    if before is not None and before.reason == why.reason and _NO_CAUSE.search(why.message):
+        return status  # what the registry said last holds until it is asked again
+    if before is not None and _is_final(before.reason, before.message) != _is_final(why.reason, why.message):
+        others = tuple(condition for condition in status.conditions if condition is not before)
+        status = status.model_copy(update={"conditions": others})  # its clock begins anew
     return with_condition(status, PODS_RUNNING, "False", why.reason, why.message, now)
 
 
