@@ -433,6 +433,30 @@ def test_reload_dataloaders_every_n_epochs(tmp_path: Path) -> None:
     assert runner.global_step == 2 + 2 + 4 + 4
 
 
+def test_a_reloaded_loader_brings_its_own_batch_size(tmp_path: Path) -> None:
+    seen: dict[int, list[int]] = {}
+    promised: list[Any] = []
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self) -> Any:
+            assert self.trainer is not None
+            epoch = self.trainer.current_epoch
+            return loader(samples=8 * (epoch + 1), batch_size=4 + 2 * epoch)
+
+    class Sizes(Net):
+        def on_train_epoch_start(self) -> None:
+            assert self.trainer is not None
+            promised.append(self.trainer.num_training_batches)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            seen.setdefault(self.current_epoch, []).append(len(batch[0]))
+            return super().training_step(batch, batch_idx)
+
+    trainer(tmp_path, max_epochs=3, reload_dataloaders_every_n_epochs=1).fit(Sizes(), Data())
+    assert seen == {0: [4, 4], 1: [6, 6, 4], 2: [8, 8, 8]}
+    assert promised == [2, 3, 3]
+
+
 def test_barebones_turns_off_what_costs_and_refuses_it(tmp_path: Path) -> None:
     runner = L.Trainer(barebones=True, default_root_dir=tmp_path, max_epochs=1)
     counts = Counts()

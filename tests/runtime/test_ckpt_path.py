@@ -279,3 +279,50 @@ def test_s50_a_stream_goes_on_at_its_batch(tmp_path: Path) -> None:
     again = Drops()
     trainer(tmp_path).fit(again, batches(), loader(), ckpt_path=tmp_path / "step=8.ckpt")
     assert weights(again) == weights(model)
+
+
+class Growing(L.LightningDataModule):
+    """More samples and larger batches from epoch to epoch."""
+
+    def train_dataloader(self) -> Any:
+        assert self.trainer is not None
+        epoch = self.trainer.current_epoch
+        return loader(samples=8 * (epoch + 1), batch_size=4 + 2 * epoch, shuffle=True)
+
+    def val_dataloader(self) -> Any:
+        return loader()
+
+
+class Planned(Drops):
+    """Asks for its data before a resume knows the epoch."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer is not None
+        assert self.trainer.estimated_stepping_batches == 4 * 2
+        return super().configure_optimizers()
+
+
+@pytest.mark.parametrize("model", [Drops, Planned])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_fit_whose_loader_grows_resumes_at_every_boundary(tmp_path: Path, every: int, model: type[Drops]) -> None:
+    def grow(*callbacks: Any, **more: Any) -> Drops:
+        L.seed_everything(3)
+        net = model()
+        options = {"reload_dataloaders_every_n_epochs": every, "num_sanity_val_steps": 0}
+        trainer(tmp_path, callbacks=list(callbacks), max_epochs=4, **options).fit(net, Growing(), **more)
+        return net
+
+    folder = tmp_path / "kept"
+    steps = ModelCheckpoint(folder, "s{step}", save_top_k=-1, every_n_train_steps=1, auto_insert_metric_name=False)
+    expected = weights(grow(steps))
+    files = sorted(folder.glob("*.ckpt"))
+    assert len(files) == {1: 2 + 3 + 3 + 4, 2: 2 + 2 + 3 + 3}[every]
+    for file in files:
+        assert weights(grow(ckpt_path=file)) == expected, file.name
+
+
+def test_a_file_of_an_epoch_that_the_fit_does_not_have_is_refused(tmp_path: Path, whole: Any) -> None:
+    folder, _ = whole
+    with pytest.raises(ConfigurationError, match=r"of epoch 2, and Trainer\(max_epochs=1\).*raise max_epochs"):
+        trainer(tmp_path, max_epochs=1).fit(Drops(), loader(shuffle=True), loader(), ckpt_path=folder / "s18.ckpt")
+    trainer(tmp_path, max_epochs=2).fit(Drops(), loader(shuffle=True), loader(), ckpt_path=folder / "s18.ckpt")

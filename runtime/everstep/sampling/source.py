@@ -37,8 +37,8 @@ class Source(Protocol):
     def rank_state(self) -> Any:
         """What this rank alone knows of its place."""
 
-    def keep(self, state: dict[str, Any]) -> None:
-        """Go on with the reference of another source of this kind."""
+    def follow(self, before: "Source") -> None:
+        """Go on after the epochs of another source: batches of this loader, for the world in which the run began."""
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         """Take the reference over from a checkpoint that was saved with `world_size` ranks.
@@ -177,15 +177,17 @@ class Positions:
     def rank_state(self) -> Any:
         return None
 
-    def keep(self, state: dict[str, Any]) -> None:
-        if state["kind"] == "positions":
-            self._remade.seed = state["seed"]
-            self.shape = Shape(state["round_size"], state["accumulation"], self._remade.batch_size)
+    def follow(self, before: Source) -> None:
+        if isinstance(before, Positions):
+            shape, size = before.shape, self._remade.batch_size
+            self.shape = replace(self.shape, round_size=max(shape.round_size * size // shape.batch_size, 1))
             self._measure()
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         _same_kind(state, "positions")
-        self.keep(state)
+        self._remade.seed = state["seed"]
+        self.shape = Shape(state["round_size"], state["accumulation"], self._remade.batch_size)
+        self._measure()
         if self.end != state["end"]:
             raise ConfigurationError(
                 f"the checkpoint was saved with {state['end']} samples in an epoch, now there are {self.end}: give the "
@@ -249,8 +251,8 @@ class Batches:
     def rank_state(self) -> Any:
         return self._stream.state
 
-    def keep(self, state: dict[str, Any]) -> None:
-        self.shape = Shape(1, state["accumulation"])
+    def follow(self, before: Source) -> None:
+        """A round is one batch of each rank in any world."""
 
     def check(self, state: dict[str, Any], world_size: int) -> None:
         _same_kind(state, "stream")
@@ -259,7 +261,7 @@ class Batches:
                 f"a stream (an iterable dataset) that {world_size} ranks have read cannot be divided anew over "
                 f"{self.strategy.data_world_size}: run with {world_size} ranks, or give a map-style dataset"
             )
-        self.keep(state)
+        self.accumulate(state["accumulation"])
 
     def rounds_of(self, position: int) -> int:
         return position

@@ -61,7 +61,7 @@ class Fit:
         self.last_batch = False
         self.cut: tuple[int, int] | None = None  # epoch and position at which the fit ended inside of an epoch
         self._source: Source | None = None
-        self._loaded_epoch = 0  # when the training loader was made
+        self.loaded_epoch = 0  # when the training loader was made
         self._watched = False  # for whether training waits for it
 
     def run(self) -> None:
@@ -246,6 +246,7 @@ class Fit:
 
     def _load(self, restored: Restored) -> None:
         load(self.trainer, self, restored.shared["checkpoint"])
+        self._count_batches()
         self.saved_step = self.trainer.global_step - self.first_step
         self._scored = self.logs.callback_metrics.get(self.training_run.metric)
         if restored.rank is not None:
@@ -294,10 +295,21 @@ class Fit:
                 divide=trainer.use_distributed_sampler, same_every_epoch=bool(trainer.overfit_batches),
                 resumable=not trainer.barebones,
             )  # fmt: skip
-            self._source, self._loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, apart(loader)
-            rounds = source.rounds
-            trainer.num_training_batches = rounds if rounds is not None else math.inf
+            self._source, self.loaded_epoch, trainer.train_dataloader = source, trainer.current_epoch, apart(loader)
+            self._count_batches()
         return self._source
+
+    def _count_batches(self) -> None:
+        """As the world in which the run began counts."""
+        rounds = self.source.rounds
+        self.trainer.num_training_batches = rounds if rounds is not None else math.inf
+
+    def source_of(self, epoch: int) -> Source:
+        """The loader as it is asked for in `epoch`, which is the present one then: it may depend on that."""
+        if self.loaded_epoch != epoch:
+            self._source = None
+        self.trainer.current_epoch = epoch
+        return self.source
 
     @property
     def stepping_batches(self) -> int | float:
@@ -326,9 +338,10 @@ class Fit:
     def _reload(self) -> None:
         """What may change from one epoch to the next: the loader, and how many batches make a step."""
         trainer, every = self.trainer, self.trainer.reload_dataloaders_every_n_epochs
-        if every and trainer.current_epoch - self._loaded_epoch >= every:
+        if every and trainer.current_epoch - self.loaded_epoch >= every:
             before, self._source = self.source, None
-            self.source.keep(before.state())
+            self.source.follow(before)
+            self._count_batches()
             self.due = Due(trainer, self.source.rounds)
             if self.validation is not None:
                 self.validation.reload()

@@ -56,6 +56,7 @@ def dump(trainer: "Trainer", fit: "Fit | None", *, weights_only: bool = False) -
                     "earlier_rounds": fit.earlier_rounds,
                     "passed": fit.stopping.passed,
                     "source": fit.source.state(),
+                    "loaded_epoch": fit.loaded_epoch,
                     "validated": fit.validation.seen if fit.validation is not None else [],
                     "world_size": trainer.strategy.data_world_size,
                 },
@@ -82,11 +83,16 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
     schedulers and loggers.
 
     Raises:
-        ConfigurationError: it is of other optimizers or other data.
+        ConfigurationError: it is of other optimizers or other data, or of a later epoch than the fit will have.
     """
+    if 0 <= trainer.max_epochs < checkpoint["epoch"]:
+        raise ConfigurationError(
+            f"the checkpoint is of epoch {checkpoint['epoch']}, and Trainer(max_epochs={trainer.max_epochs}) ends before "
+            "it: raise max_epochs, or load the weights alone with load_from_checkpoint"
+        )
     own = checkpoint["everstep"]["fit"] if "fit" in checkpoint.get("everstep", {}) else None
     if own is not None:
-        fit.source.check(own["source"], own["world_size"])
+        fit.source_of(own.get("loaded_epoch", own["epoch"])).check(own["source"], own["world_size"])
         fit.seed = checkpoint["everstep"]["seed"]
         fit.first_step, fit.position = own["first_step"], own["position"]
         trainer.current_epoch = own["epoch"]
@@ -95,8 +101,8 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
         if fit.validation is not None:
             fit.validation.seen = list(own.get("validated", ()))
     else:
-        fit.first_step, (trainer.current_epoch, batches) = 0, _lightnings_place(checkpoint)
-        fit.position = fit.source.position_of(batches)
+        fit.first_step, (epoch, batches) = 0, _lightnings_place(checkpoint)
+        fit.position = fit.source_of(epoch).position_of(batches)
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         stepped = loop.get("epoch_loop.state_dict", {}).get("_batches_that_stepped", checkpoint["global_step"])
         trainer.batches_that_stepped, fit.earlier_rounds = stepped, trainer.current_epoch * (fit.source.rounds or 0)
