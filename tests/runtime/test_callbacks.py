@@ -26,9 +26,11 @@ from everstep.callbacks import (
     Timer,
     TQDMProgressBar,
 )
+from everstep.callbacks.early_stopping import EarlyStoppingReason
 from everstep.errors import ConfigurationError
 from everstep.utilities.model_summary import ModelSummary as Summary
 from tests.runtime.build import Memory, Net, data, loader, trainer
+from tests.runtime.peer import lightning
 from tests.runtime.test_logs import Sink
 
 
@@ -48,21 +50,21 @@ class Scored(Net):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "scores", "epochs"),
+    ("arguments", "scores", "epochs", "reason"),
     [
-        ({"patience": 2}, [5, 4, 4.5, 4.2, 1], 4),
-        ({"patience": 2, "mode": "max"}, [1, 2, 1, 3, 2, 2, 9], 6),
-        ({"patience": 1, "min_delta": 0.5}, [5, 4, 3.8, 1], 3),
-        ({"stopping_threshold": 3.5}, [5, 4, 3, 2], 3),
-        ({"divergence_threshold": 9}, [5, 4, 10, 2], 3),
-        ({}, [5, float("nan"), 1], 2),
-        ({"check_finite": False, "patience": 9}, [5, float("nan"), 1, 1], 4),
-        ({"check_on_train_epoch_end": False, "patience": 1}, [5, 6, 1], 2),
+        ({"patience": 2}, [5, 4, 4.5, 4.2, 1], 4, "PATIENCE_EXHAUSTED"),
+        ({"patience": 2, "mode": "max"}, [1, 2, 1, 3, 2, 2, 9], 6, "PATIENCE_EXHAUSTED"),
+        ({"patience": 1, "min_delta": 0.5}, [5, 4, 3.8, 1], 3, "PATIENCE_EXHAUSTED"),
+        ({"stopping_threshold": 3.5}, [5, 4, 3, 2], 3, "STOPPING_THRESHOLD"),
+        ({"divergence_threshold": 9}, [5, 4, 10, 2], 3, "DIVERGENCE_THRESHOLD"),
+        ({}, [5, float("nan"), 1], 2, "NON_FINITE_METRIC"),
+        ({"check_finite": False, "patience": 9}, [5, float("nan"), 1, 1], 4, "NOT_STOPPED"),
+        ({"check_on_train_epoch_end": False, "patience": 1}, [5, 6, 1], 2, "PATIENCE_EXHAUSTED"),
     ],
 )
 @pytest.mark.parametrize("where", ["on_validation_epoch_end", "on_train_epoch_end"])
 def test_s51_early_stopping(
-    tmp_path: Path, arguments: dict[str, Any], scores: list[float], epochs: int, where: str
+    tmp_path: Path, arguments: dict[str, Any], scores: list[float], epochs: int, reason: str, where: str
 ) -> None:
     if where == "on_train_epoch_end" and "check_on_train_epoch_end" in arguments:
         arguments = {**arguments, "check_on_train_epoch_end": True}
@@ -71,6 +73,20 @@ def test_s51_early_stopping(
     runner.fit(Scored(scores, where), loader(), loader())
     assert runner.current_epoch == epochs
     assert (stopper.stopped_epoch > 0) is (epochs < len(scores))
+    assert stopper.stopping_reason is EarlyStoppingReason[reason]
+
+
+def test_s51_why_it_stopped_goes_into_files_as_lightning_writes_it(tmp_path: Path) -> None:
+    theirs = lightning.callbacks.EarlyStopping("score")
+    assert [(r.name, r.value) for r in type(theirs.stopping_reason)] == [(r.name, r.value) for r in EarlyStoppingReason]
+    stopper = EarlyStopping("score", patience=1)
+    assert set(stopper.state_dict()) == set(theirs.state_dict())
+    trainer(tmp_path, max_epochs=3, callbacks=stopper).fit(Scored([1, 2, 3]), loader(), loader())
+    theirs.load_state_dict(stopper.state_dict())
+    again = EarlyStopping("score")
+    again.load_state_dict(theirs.state_dict())
+    assert again.stopping_reason is EarlyStoppingReason.PATIENCE_EXHAUSTED
+    assert again.stopping_reason_message == stopper.stopping_reason_message is not None
 
 
 def test_s51_early_stopping_goes_on_counting_after_a_resume(tmp_path: Path) -> None:

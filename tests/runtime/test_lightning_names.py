@@ -63,7 +63,7 @@ def test_s03_s100_every_name_is_here_or_it_is_said_what_to_use(package: str) -> 
 
 #: Names that only Lightning's own files use among each other.
 INSIDES = {
-    "CustomBarColumn", "CustomInfiniteTask", "CustomTimeColumn", "EarlyStoppingReason",
+    "CustomBarColumn", "CustomInfiniteTask", "CustomTimeColumn",
     "LightningDoublePrecisionModule",
     "MetricsTextColumn", "ProcessingSpeedColumn", "RegisterRecordFunction", "ScheduleWrapper", "TBroadcast", "TModel",
     "TReduce", "T_destination", "Tqdm", "call_register_accelerators", "clean_namespace", "collect_init_args", "convert",

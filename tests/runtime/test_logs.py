@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
@@ -82,7 +83,7 @@ def test_s70_s108_step_and_epoch_fork_the_name(tmp_path: Path) -> None:
     assert runner.logged_metrics["value_step"].item() == 8.5
 
 
-def test_s70_values_have_no_dimensions_and_double_ones_stay_so_as_in_lightning(tmp_path: Path) -> None:
+def test_s70_values_have_no_dimensions_and_lightnings_types(tmp_path: Path) -> None:
     def seen(package: Any) -> dict[str, tuple[Any, Any, float]]:
         class Module(package.LightningModule):  # type: ignore[misc]
             def __init__(self) -> None:
@@ -91,8 +92,14 @@ def test_s70_values_have_no_dimensions_and_double_ones_stay_so_as_in_lightning(t
 
             def training_step(self, batch: Any, batch_idx: int) -> Any:
                 third = torch.tensor([batch_idx / 3])
-                for name, value in {"one": third, "double": third.double()}.items():
+                values = {
+                    "one": third, "double": third.double(), "half": third.half(), "brain": third.bfloat16(),
+                    "long": torch.tensor(batch_idx), "bool": torch.tensor(batch_idx == 0),
+                    "numpy": np.float32(batch_idx / 3), "numpy_long": np.int64(batch_idx),
+                }  # fmt: skip
+                for name, value in values.items():
                     self.log(name, value, on_step=True, on_epoch=True)
+                    self.log(f"{name}_alone", value)
                 return self.layer(batch[0]).mean()
 
             def configure_optimizers(self) -> Any:
@@ -174,6 +181,7 @@ def test_s70_logging_in_epoch_hooks(tmp_path: Path) -> None:
     ("log", "message"),
     [
         (lambda m: m.log("v", torch.ones(3)), r"a tensor of shape \(3,\)"),
+        (lambda m: (m.log("v", torch.ones(1)), m.log("v", torch.ones(3))), r"a tensor of shape \(3,\): log one number"),
         (lambda m: m.log("v", "high"), "a str: log a number"),
         (lambda m: m.log("v", 1.0, reduce_fx="median"), "reduce_fx is 'median'"),
         (lambda m: m.log("v", 1.0, on_step=False, on_epoch=False), "it would log nothing"),

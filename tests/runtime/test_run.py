@@ -271,9 +271,11 @@ def test_other_data_is_refused(tmp_path: Path, whole: Any) -> None:
         trainer(tmp_path, whole[0].forget_after(2)).fit(Drops(), loader(samples=40), loader())
 
 
-def test_a_smaller_batch_size_keeps_the_steps(tmp_path: Path, whole: Any) -> None:
+@pytest.mark.parametrize("reload", [0, 1])
+def test_a_smaller_batch_size_keeps_the_steps(tmp_path: Path, whole: Any, reload: int) -> None:
     """After running out of memory: micro-batches get smaller, the global batch stays."""
-    again, runner = Drops(), trainer(tmp_path, whole[0].forget_after(2))
+    options = {"reload_dataloaders_every_n_epochs": reload}
+    again, runner = Drops(), trainer(tmp_path, whole[0].forget_after(2), **options)
     runner.fit(again, loader(batch_size=2), loader())
     assert runner.global_step == 12
     assert again.steps[:4] == [2, 2, 3, 3], "two micro-batches a step"

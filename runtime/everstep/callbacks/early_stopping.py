@@ -1,5 +1,6 @@
 """Ends a fit when a metric no longer gets better."""
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -13,8 +14,18 @@ if TYPE_CHECKING:
     from everstep.trainer import Trainer
 
 
+class EarlyStoppingReason(Enum):
+    """Why EarlyStopping has ended a fit. The numbers are what checkpoints hold."""
+
+    NOT_STOPPED = 0
+    STOPPING_THRESHOLD = 1
+    DIVERGENCE_THRESHOLD = 2
+    PATIENCE_EXHAUSTED = 3
+    NON_FINITE_METRIC = 4
+
+
 class EarlyStopping(Callback):
-    """All ranks stop if one of them would.
+    """All ranks stop if one of them would; `stopping_reason` and `stopping_reason_message` then say why this one would.
 
     Args:
         monitor: the metric's name in `self.log`.
@@ -60,6 +71,7 @@ class EarlyStopping(Callback):
         self.wait_count = 0
         self.stopped_epoch = 0
         self.best_score = torch.tensor(float("inf") if mode == "min" else float("-inf"))
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
         self._check_on_train_epoch_end = check_on_train_epoch_end
 
@@ -73,11 +85,15 @@ class EarlyStopping(Callback):
             "stopped_epoch": self.stopped_epoch,
             "best_score": self.best_score,
             "patience": self.patience,
+            "stopping_reason": self.stopping_reason.value,
+            "stopping_reason_message": self.stopping_reason_message,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.wait_count, self.stopped_epoch = state_dict["wait_count"], state_dict["stopped_epoch"]
         self.best_score, self.patience = state_dict["best_score"], state_dict["patience"]
+        self.stopping_reason = EarlyStoppingReason(state_dict.get("stopping_reason", 0))  # files before Lightning 2.6
+        self.stopping_reason_message = state_dict.get("stopping_reason_message")
 
     def setup(self, trainer: "Trainer", pl_module: "LightningModule", stage: str) -> None:
         if self._check_on_train_epoch_end is None:
@@ -107,27 +123,29 @@ class EarlyStopping(Callback):
         reason = self._judge(metrics[self.monitor].detach().cpu().reshape(()))
         stop = not trainer.strategy.all_true(reason is None)
         if reason is not None:
-            self.stopping_reason_message = reason
+            self.stopping_reason, self.stopping_reason_message = reason
         if stop:
             trainer.should_stop = True
             self.stopped_epoch = trainer.current_epoch
         if not self.verbose:
             return
         if reason is not None:
-            self._say(trainer, reason)
+            self._say(trainer, reason[1])
         elif self.best_score is not before:
             was = f", from {before:.4g}" if torch.isfinite(before) else ""
             self._say(trainer, f"{self.monitor} has improved to {self.best_score:.4g}{was}")
 
-    def _judge(self, score: Tensor) -> str | None:
-        """Why to stop; None: there is no reason to."""
-        name = self.monitor
+    def _judge(self, score: Tensor) -> tuple[EarlyStoppingReason, str] | None:
+        """Why to stop, also in words; None: there is no reason to."""
+        name, why = self.monitor, EarlyStoppingReason
         if self.check_finite and not torch.isfinite(score):
-            return f"{name} is {score:.4g}; best was {self.best_score:.4g}"
+            return why.NON_FINITE_METRIC, f"{name} is {score:.4g}; best was {self.best_score:.4g}"
         if self.stopping_threshold is not None and self._better(score, self.stopping_threshold):
-            return f"{name} has reached its goal: {score:.4g} is better than {self.stopping_threshold}"
+            goal = f"{name} has reached its goal: {score:.4g} is better than {self.stopping_threshold}"
+            return why.STOPPING_THRESHOLD, goal
         if self.divergence_threshold is not None and self._better(self.divergence_threshold, score):
-            return f"{name} has gone astray: {score:.4g} is worse than {self.divergence_threshold}"
+            astray = f"{name} has gone astray: {score:.4g} is worse than {self.divergence_threshold}"
+            return why.DIVERGENCE_THRESHOLD, astray
         delta = self.min_delta if self.mode == "max" else -self.min_delta
         if self._better(score - delta, self.best_score.to(score.dtype)):
             self.best_score, self.wait_count = score, 0
@@ -135,7 +153,8 @@ class EarlyStopping(Callback):
         self.wait_count += 1
         if self.wait_count < self.patience:
             return None
-        return f"{name} has not improved in {self.wait_count} checks; best was {self.best_score:.4g}"
+        stands = f"{name} has not improved in {self.wait_count} checks; best was {self.best_score:.4g}"
+        return why.PATIENCE_EXHAUSTED, stands
 
     def _better(self, one: Tensor | float, other: Tensor | float) -> bool:
         return bool(one < other if self.mode == "min" else one > other)

@@ -1,6 +1,7 @@
 """What `self.log` was told. Values stay on the device until somebody looks: a logger at a log step, the bar …"""
 
 import math
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -85,7 +86,9 @@ class Logs:
         elif type(value) is not Tensor:
             value = _number(name, value)
         if value.dim():
-            value = value.reshape(())
+            value = _without_dimensions(name, value)
+        if value.dtype is not torch.float:
+            value = value.to(torch.promote_types(value.dtype, torch.float))
         kept = value
         value = value.detach()
         weight = self.samples if batch_size is None or self.samples == 0 else batch_size
@@ -144,11 +147,9 @@ class Logs:
         metric = metric_objects.is_metric(value)
         if metric_objects.is_collection(value):
             raise ConfigurationError(f"self.log({name!r}) got a MetricCollection: self.log_dict(collection) logs it")
-        if isinstance(value, Tensor) and value.numel() != 1:
-            raise ConfigurationError(
-                f"self.log({name!r}) got a tensor of shape {tuple(value.shape)}: log one number, such as its mean()"
-            )
-        if not (isinstance(value, Tensor | float | int) or metric):
+        if isinstance(value, Tensor):
+            _without_dimensions(name, value)
+        if not (isinstance(value, Tensor | Real) or metric):
             raise ConfigurationError(
                 f"self.log({name!r}) got a {type(value).__name__}: log a number, a tensor of one, or a metric object"
             )
@@ -230,7 +231,7 @@ class Logs:
         elif reduction == "sum" and weight == 0:
             wide.zero_()  # a repeated sample
         total, weights = _shared(self.strategy, reduction, wide, weight)
-        return (total / weights if reduction == "mean" else total).to(at_least_float(value))
+        return (total / weights if reduction == "mean" else total).to(value.dtype)
 
     # Epochs.
 
@@ -368,9 +369,17 @@ def _check_same(known: "_Named", options: Options, metric: bool) -> None:
 def _number(name: str, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, float | int):
+    if isinstance(value, Real):  # NumPy's scalars are too
         return torch.tensor(float(value))
     raise ConfigurationError(f"self.log({name!r}) got a {type(value).__name__} where it got a number before")
+
+
+def _without_dimensions(name: str, value: Tensor) -> Tensor:
+    if value.numel() != 1:
+        raise ConfigurationError(
+            f"self.log({name!r}) got a tensor of shape {tuple(value.shape)}: log one number, such as its mean()"
+        )
+    return value.reshape(())
 
 
 def _reduction(reduce_fx: Any) -> str | None:
@@ -391,11 +400,6 @@ def fetched(values: dict[str, Tensor]) -> dict[str, float]:
         return {name: found[name] for name in values}
     numbers = torch.stack([value.detach().reshape(()).to(_EPOCH_VALUE) for value in values.values()]).tolist()
     return dict(zip(values, numbers, strict=True))
-
-
-def at_least_float(value: Tensor) -> torch.dtype:
-    """Of what comes of reducing such a value: float32, or float64 where it is."""
-    return torch.promote_types(value.dtype, torch.float)
 
 
 class _Named:
@@ -460,7 +464,7 @@ class _Named:
             weight = float(weights)
         if weight == 0:
             return None
-        return (value / weight if reduction == "mean" else value).to(at_least_float(self.latest))
+        return (value / weight if reduction == "mean" else value).to(self.latest.dtype)
 
 
 def _shared(strategy: Strategy, reduction: str, value: Tensor, weight: float) -> tuple[Tensor, Tensor]:

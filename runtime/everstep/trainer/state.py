@@ -87,8 +87,8 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
     """
     if 0 <= trainer.max_epochs < checkpoint["epoch"]:
         raise ConfigurationError(
-            f"the checkpoint is of epoch {checkpoint['epoch']}, and Trainer(max_epochs={trainer.max_epochs}) ends before "
-            "it: raise max_epochs, or load the weights alone with load_from_checkpoint"
+            f"the checkpoint is of epoch {checkpoint['epoch']}, and Trainer(max_epochs={trainer.max_epochs}) ends "
+            "before it: raise max_epochs, or load the weights alone with load_from_checkpoint"
         )
     own = checkpoint["everstep"]["fit"] if "fit" in checkpoint.get("everstep", {}) else None
     if own is not None:
