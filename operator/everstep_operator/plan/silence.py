@@ -19,8 +19,9 @@ REFUSES = "CoordinatorRefuses"
 #: A container that runs does not listen yet.
 _BEGINS = timedelta(seconds=15)
 _PATIENCE = timedelta(seconds=45)
-#: From one pod to the next.
-_SHORTEST, _LONGEST = timedelta(minutes=5), timedelta(hours=1)
+#: From one pod to the next. Where nobody may look at Nodes, the first wait is all that tells of a dead node that holds
+#: the coordinator, and the launchers elsewhere give up after 300 s without one.
+_SHORTEST, _LONGEST = timedelta(minutes=1), timedelta(hours=1)
 
 
 def note(status: Status, observed: Observed, now: datetime) -> Status:
