@@ -10,9 +10,11 @@ for batch in loader:
     optimizer.step()
 """
 
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import wraps
 from typing import Any, Literal
 
 import torch
@@ -308,11 +310,12 @@ class Fabric(Rank):
         """
         ckpt.refuse_unpickling(weights_only)
         found: dict[str, Any] = ckpt.read_data(path, "cpu")
+        missing = [key for key in state or {} if key not in found]
+        if strict and missing:  # before anything is replaced
+            raise ConfigurationError(f"{path} has no {missing[0]!r}; it has {sorted(found)}. strict=False leaves it")
         for key, value in list((state or {}).items()):
             assert state is not None
             if key not in found:
-                if strict:
-                    raise ConfigurationError(f"{path} has no {key!r}; it has {sorted(found)}. strict=False leaves it")
                 continue
             saved = found.pop(key)
             if isinstance(value, nn.Module):
@@ -362,8 +365,16 @@ class Fabric(Rank):
         return seed_everything(seed, workers, verbose)
 
 
+#: Methods of a LightningModule that are steps, of any strategy that does something around one.
+_STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+
 class FabricModule(nn.Module):
-    """A module whose forward goes through precision and strategy. All else is the module's own, its state too."""
+    """A module whose forward goes through precision and strategy. All else is the module's own, its state too.
+
+    On several ranks, its `training_step` and the like go there, too; any other method that calls the module or a layer
+    of it is refused: its gradients would stay on their rank. `mark_forward_method` lets it through.
+    """
 
     def __init__(self, module: nn.Module, strategy: Strategy) -> None:
         super().__init__()
@@ -375,14 +386,19 @@ class FabricModule(nn.Module):
             module, precision.wrap(compiled(module, function))
         )
         self._step: Callable[..., Any] = self._wrap(module.forward)
+        self._guarded = type(strategy).wrap is not Strategy.wrap  # the strategy has to know of each step
+        if self._guarded and isinstance(module, LightningModule):
+            for name in _STEPS:
+                self.mark_forward_method(name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if self._convert is not None:
             args, kwargs = self._convert(args), self._convert(kwargs)
         return self._step(*args, **kwargs)
 
-    def mark_forward_method(self, name: str) -> None:
-        """Calls of this method, too, go through precision and strategy (such as `training_step`)."""
+    def mark_forward_method(self, method: str | Callable[..., Any]) -> None:
+        """Calls of this method, too, go through precision and strategy. `method`: it, or its name."""
+        name = method if isinstance(method, str) else method.__name__
         object.__setattr__(self, name, self._wrap(getattr(self.module, name)))
 
     def synchronise(self, now: bool) -> None:
@@ -401,7 +417,26 @@ class FabricModule(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("module"), name)
+            found = getattr(super().__getattr__("module"), name)
+        return self._outside(found, name) if self._guarded and inspect.ismethod(found) else found
+
+    def _outside(self, method: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """A method that may not enter the module past the strategy."""
+
+        def refuse(*_: Any) -> None:
+            raise ConfigurationError(
+                f"{type(self.module).__name__}.{name}() calls the module past the strategy, which would not share its "
+                f'gradients: call model.mark_forward_method("{name}") after fabric.setup'
+            )
+
+        @wraps(method)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with ExitStack() as hooks:
+                for layer in self.module.modules():
+                    hooks.enter_context(layer.register_forward_pre_hook(refuse))
+                return method(*args, **kwargs)
+
+        return watched
 
 
 class FabricOptimizer(WrappedOptimizer):

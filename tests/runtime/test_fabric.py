@@ -243,6 +243,70 @@ def test_s11_a_marked_method_goes_through_the_precision() -> None:
     assert model.predict_step((torch.ones(1, 3),), 0).dtype is torch.bfloat16
 
 
+class Losses(L.LightningModule):
+    """A loss that calls the module, and steps that are a LightningModule's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x)
+
+    def loss(self, x: Any) -> Any:
+        return self(x).square().mean()
+
+    def past_forward(self, x: Any) -> Any:
+        return self.layer(x).square().mean()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.loss(batch)
+
+    def width(self) -> int:
+        return self.layer.in_features
+
+
+def steps_of_methods(fabric: L.Fabric) -> tuple[list[str], list[bool]]:
+    L.seed_everything(5)
+    model = fabric.setup(Losses())
+    x = torch.full((2, 3), float(fabric.global_rank + 1))
+    refused = []
+    for name in ("loss", "past_forward"):
+        for _ in range(2):  # and nothing is left behind
+            with pytest.raises(ConfigurationError) as caught:
+                getattr(model, name)(x)
+        refused.append(str(caught.value))
+    assert model.width() == 3
+    model(x)
+    model.mark_forward_method("loss")
+    model.mark_forward_method(model.module.past_forward)
+    same = []
+    for loss in (model.loss, model.past_forward, lambda x: model.training_step(x, 0)):
+        model.zero_grad()
+        fabric.backward(loss(x))
+        mine = fabric.all_gather(model.layer.weight.grad)
+        same.append(bool(torch.equal(mine[0], mine[1])))
+    return refused, same
+
+
+@pytest.mark.ranks
+def test_s11_a_method_that_is_not_forward_trains_one_model_or_is_refused() -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp_fork")
+    refused, same = fabric.launch(steps_of_methods)
+    assert "Losses.loss() calls the module past the strategy" in refused[0]
+    assert 'mark_forward_method("past_forward")' in refused[1]
+    assert same == [True, True, True]
+
+
+def test_s11_a_file_that_lacks_a_key_replaces_nothing(tmp_path: Path) -> None:
+    fabric, model = L.Fabric(accelerator="cpu"), nn.Linear(3, 1)
+    fabric.save(tmp_path / "a.ckpt", {"model": nn.Linear(3, 1)})
+    before = model.weight.clone()
+    with pytest.raises(ConfigurationError, match=r"has no 'nope'; it has \['model'\]"):
+        fabric.load(tmp_path / "a.ckpt", {"model": model, "nope": 1})
+    assert torch.equal(model.weight, before)
+
+
 def test_s11_what_cannot_work_is_said(tmp_path: Path) -> None:
     fabric = L.Fabric(accelerator="cpu", devices=2, strategy="ddp")
     with pytest.raises(ConfigurationError, match=r"give launch\(\) the function"):

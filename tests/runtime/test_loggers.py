@@ -69,6 +69,18 @@ def test_s57_tensorboard_folders_values_and_hparams(tmp_path: Path, quiet_tensor
     assert TensorBoardLogger(tmp_path, "other").version == 0
 
 
+def test_s57_tensorboard_takes_the_metrics_of_hyperparameters_after_a_fit(
+    tmp_path: Path, quiet_tensorboard: None
+) -> None:
+    logger = TensorBoardLogger(tmp_path, default_hp_metric=False)
+    model = Logged()
+    trainer(tmp_path, max_epochs=1, logger=logger).fit(model, loader())
+    for value in (0.5, 0.75):  # the same hyper-parameters, too
+        logger.log_hyperparams(model.hparams, {"accuracy": value})
+    logger.finalize("success")
+    assert scalars(logger.log_dir, "accuracy") == [(0, 0.5), (0, 0.75)]
+
+
 def test_s57_tensorboard_rewinds_to_the_resumed_step(tmp_path: Path, quiet_tensorboard: None) -> None:
     kept = Memory(every_steps=2)
     arguments: dict[str, Any] = {"max_epochs": 1, "log_every_n_steps": 1}

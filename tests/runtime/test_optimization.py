@@ -174,6 +174,66 @@ def test_s09_an_optimizer_that_wants_a_closure(tmp_path: Path) -> None:
     both(tmp_path, define, max_epochs=1)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("asks", [True, False], ids=["calls it", "calls it if it is there"])
+def test_s09_optimizers_that_are_not_torchs_get_the_closure(tmp_path: Path, asks: bool, accumulated: int) -> None:
+    define = steps_by_the_loss(asks)
+    both(tmp_path, define, accumulate_grad_batches=accumulated)
+
+
+@pytest.mark.parametrize("gives", ["step()", "step(closure)"])
+def test_s09_in_manual_optimization_too(tmp_path: Path, gives: str) -> None:
+    def define(base: Any) -> type:
+        class Model(steps_by_the_loss(asks=True)(base)):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.automatic_optimization = False
+
+            def training_step(self, batch: Any, batch_idx: int) -> None:
+                optimizer = self.optimizers()
+
+                def closure() -> Any:
+                    optimizer.zero_grad()
+                    loss = self.loss(batch)
+                    self.manual_backward(loss)
+                    return loss
+
+                if gives == "step()":
+                    closure()
+                    optimizer.step()
+                else:
+                    assert optimizer.step(closure) is not None
+
+        return Model
+
+    both(tmp_path, define, max_epochs=1)
+
+
+def steps_by_the_loss(asks: bool) -> Callable[[type], type]:
+    """A model whose optimizer's step is the larger the larger the loss is that its closure returns."""
+
+    class ByLoss(torch.optim.Optimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, {"lr": 0.1})
+
+        def step(self, closure: Any = None) -> Any:
+            loss = closure() if asks or closure is not None else None
+            size = 1.0 if loss is None else min(1.0, float(loss))
+            with torch.no_grad():
+                for parameter in self.param_groups[0]["params"]:
+                    parameter -= size * self.param_groups[0]["lr"] * parameter.grad
+            return loss
+
+    def define(base: Any) -> type:
+        class Model(base):  # type: ignore[misc]
+            def configure_optimizers(self) -> Any:
+                return ByLoss(self.parameters())
+
+        return Model
+
+    return define
+
+
 @pytest.mark.parametrize("whose", ["its class", "the object", "torch's, as somebody has replaced it"])
 def test_s01_an_optimizers_own_zero_grad_is_called(tmp_path: Path, whose: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only torch's is done without a call."""
@@ -434,3 +494,18 @@ def test_s75_a_step_may_end_the_epoch(tmp_path: Path) -> None:
     runner = trainer(tmp_path, max_epochs=2)
     runner.fit(Enough(), loader())
     assert (runner.global_step, runner.current_epoch) == (4, 2)
+
+
+@pytest.mark.parametrize("answer", [-1, torch.ones(3)], ids=["-1", "a tensor"])
+def test_s75_what_a_callback_returns_ends_nothing(tmp_path: Path, answer: Any) -> None:
+    class Answering(L.Callback):
+        def on_train_batch_start(self, *_: Any) -> Any:
+            return answer
+
+    class Listening(Net):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None: ...
+
+    for net in (Net(), Listening()):
+        runner = trainer(tmp_path, max_epochs=1, callbacks=[Answering()])
+        runner.fit(net, loader())
+        assert runner.global_step == 6

@@ -83,14 +83,16 @@ class TensorBoardLogger(FolderLogger):
 
     def log_hyperparams(self, params: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         super().log_hyperparams(params, metrics)
-        metrics = metrics or ({"hp_metric": -1.0} if self._default_hp_metric else {})
+        given = metrics is not None
+        if metrics is None:
+            metrics = {"hp_metric": -1.0} if self._default_hp_metric else {}
         params = flat(params)
-        if not metrics or params == self._hparams_told:  # the next call of the same Trainer
+        if not metrics or (params == self._hparams_told and not given):  # the next call of the same Trainer
             return
         self._hparams_told = params
         from torch.utils.tensorboard.summary import hparams
 
-        if self._last_step < 0:  # a resumed run has them
+        if given or self._last_step < 0:  # a resumed run has the default
             for name, value in metrics.items():
                 self.experiment.add_scalar(name, value, 0)
         file_writer = self.experiment._get_file_writer()

@@ -138,6 +138,7 @@ class Fit:
         trainer, logs, source, schedulers = self.trainer, self.logs, self.source, self.schedulers
         schedules, run_batch = bool(schedulers), self.optimization.run
         batch_start, batch_end = self.hooks["on_train_batch_start"], self.hooks["on_train_batch_end"]
+        module_answers = overridden(self.module, "on_train_batch_start")  # the last of them
         transfer, look_at_the_clock = self.transfer, self.stopping.look_at_the_clock
         boundary = self._boundary if self.training_run.listens or trainer.checkpoint_callbacks else None
         log_every = trainer.log_every_n_steps or math.inf
@@ -151,10 +152,12 @@ class Fit:
             if transfer is not None:
                 batch = transfer(batch, 0)
             logs.begin_step(micro.samples)
+            answer = None
             for listener in batch_start:
-                if listener(batch, index) == -1:  # the module has had enough of this epoch
-                    schedulers.end_of_steps()
-                    return index
+                answer = listener(batch, index)
+            if module_answers and answer == -1:  # it has had enough of this epoch
+                schedulers.end_of_steps()
+                return index
 
             outputs = run_batch(batch, index, opens, closes, micro.weight * part)
 

@@ -1,8 +1,9 @@
 """How a batch becomes gradients, and gradients a step: automatically, or as the module's own training_step does it.
 
 `Automatic` is one closure (training_step, zero_grad, backward) around which optimizers step; a module that overrides
-`optimizer_step`, or an optimizer that computes its gradients itself (LBFGS), gets the closure handed in. `Manual` only
-calls training_step; the optimizers that the module steps there are `LightningOptimizer`s, which keep count.
+`optimizer_step`, or an optimizer that may want gradients again or the loss (LBFGS, any that is not torch's), gets the
+closure handed in. `Manual` only calls training_step; the optimizers that the module steps there are
+`LightningOptimizer`s, which keep count.
 """
 
 import inspect
@@ -50,7 +51,7 @@ class Automatic:
             len(self.optimizers) > 1 and "optimizer_idx" in inspect.signature(module.training_step).parameters
         )
         self._custom_step = overridden(module, "optimizer_step")
-        self._by_closure = [self._custom_step or _wants_closure(optimizer) for _, optimizer in self.optimizers]
+        self._by_closure = [self._custom_step or _uses_closure(optimizer) for _, optimizer in self.optimizers]
         self._parameters = [parameters_of(optimizer) for _, optimizer in self.optimizers]
         self._alone = len(self.optimizers) == 1 and not self._by_closure[0]
         self._strategy = trainer.strategy
@@ -109,7 +110,7 @@ class Automatic:
             with torch.enable_grad():
                 outputs = self._gradients(optimizer, arguments, opens, scale)
             self._ready(optimizer)
-            return self.loss[0] if self.loss is not None else None
+            return self.loss[0].detach() if self.loss is not None else None
 
         trainer = self.trainer
         if self._custom_step:
@@ -240,15 +241,25 @@ class Manual:
         optimizer_step = trainer.profiler.timed("optimizer_step", trainer.strategy.stepping())
         unscales = type(precision).unscale is not Precision.unscale
 
+        uses_closure = {id(optimizer) for optimizer in trainer.optimizers if _uses_closure(optimizer)}
+
         def stepped(optimizer: Optimizer, closure: Callable[[], Any] | None = None) -> Any:
-            if closure is not None:
-                with torch.enable_grad():
-                    closure()
-            if unscales:
-                precision.unscale(optimizer)
-            for listener in before_step:
-                listener(optimizer)
-            return optimizer_step(optimizer)
+            def ready() -> Any:
+                result = None
+                if closure is not None:
+                    with torch.enable_grad():
+                        result = closure()
+                if unscales:
+                    precision.unscale(optimizer)
+                for listener in before_step:
+                    listener(optimizer)
+                return result
+
+            if id(optimizer) in uses_closure:
+                return optimizer_step(optimizer, ready)
+            result = ready()
+            optimizer_step(optimizer)
+            return result
 
         for optimizer in trainer.lightning_optimizers:
             optimizer.uses(stepped)
@@ -365,10 +376,13 @@ def parameters_of(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _wants_closure(optimizer: Optimizer) -> bool:
-    """Does `step` demand a closure, as LBFGS's does?"""
-    parameters = inspect.signature(type(optimizer).step).parameters
-    return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+def _uses_closure(optimizer: Optimizer) -> bool:
+    """May `step` do more with a closure than call it first? Of torch's own optimizers only LBFGS's demands one."""
+    step = type(optimizer).step
+    parameters = inspect.signature(step).parameters
+    if step.__module__.startswith("torch.optim."):
+        return parameters["closure"].default is inspect.Parameter.empty
+    return "closure" in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
 
 def _by_module(module: "LightningModule", precision: Precision, loss: Tensor, *args: Any, **kwargs: Any) -> None:
