@@ -1,4 +1,4 @@
-"""Arguments that do not exist: those of older Lightnings are told what took their place, others the nearest name."""
+"""Arguments that do not exist: those of Lightnings are told what takes their place, others the nearest name."""
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -11,8 +11,50 @@ _DEVICES = 'devices and accelerator, such as Trainer(accelerator="gpu", devices=
 _CKPT_PATH = "trainer.fit(model, ckpt_path=…)"
 _LOADERS = "train_dataloaders, with an s: a loader, or several"
 
-#: What a callable took in earlier Lightnings, and what to do today.
+_OF_STRATEGIES = {
+    "accelerator": "Trainer(accelerator=…)",
+    "parallel_devices": "Trainer(devices=…)",
+    "cluster_environment": "nothing: what launchers, Kubernetes and SLURM set is read",
+    "checkpoint_io": "ModelCheckpoint(dirpath=…) with a path or a URL",
+    "precision_plugin": "Trainer(precision=…), or plugins=… with a Precision",
+}
+_WHOLE = "nothing: a .ckpt is one file of whole tensors, a TrainingRun's own checkpoints are of shards"
+_OF_FSDP = {
+    **_OF_STRATEGIES,
+    "state_dict_type": _WHOLE,
+    "activation_checkpointing": "activation_checkpointing_policy=…",
+    "limit_all_gathers": "nothing: FSDP2 does so by itself",
+    "use_orig_params": "nothing: with FSDP2 parameters are the module's own",
+    "sync_module_states": "nothing: rank 0's parameters are those of all",
+    "forward_prefetch": "nothing: FSDP2 gathers ahead by itself",
+    "backward_prefetch": "nothing: FSDP2 gathers ahead by itself",
+}
+_ZERO = 'config={"zero_optimization": {…}}, with DeepSpeed\'s own names'
+
+#: What a callable takes or took in Lightning and not here, and what to do.
 FORMER: dict[str, dict[str, str]] = {
+    "DDPStrategy": {
+        **_OF_STRATEGIES,
+        "broadcast_buffers": "nothing: buffers are the rank's own in training, rank 0's where they are saved",
+        "ddp_comm_state": "nothing: gradients are averaged as they are",
+        "ddp_comm_hook": "nothing: gradients are averaged as they are",
+        "ddp_comm_wrapper": "nothing: gradients are averaged as they are",
+        "model_averaging_period": "nothing: gradients are averaged, so that models are equal",
+    },
+    "FSDPStrategy": _OF_FSDP,
+    "ModelParallelStrategy": {**_OF_FSDP, "save_distributed_checkpoint": _WHOLE},
+    "DeepSpeedStrategy": {
+        **_OF_STRATEGIES,
+        "zero_optimization": 'stage=1, 2 or 3; to divide nothing, strategy="ddp"',
+        "allgather_bucket_size": _ZERO,
+        "reduce_bucket_size": _ZERO,
+        "overlap_comm": _ZERO,
+        "contiguous_gradients": _ZERO,
+        "sub_group_size": _ZERO,
+        "nvme_path": _ZERO,
+        "loss_scale": "precision=…: 16-mixed does not go with it, and bf16 needs no scale",
+        "logging_level": 'logging.getLogger("DeepSpeed").setLevel(…)',
+    },
     "Trainer": {
         "gpus": _DEVICES,
         "tpu_cores": 'accelerator="tpu" and devices=…',
@@ -79,6 +121,7 @@ def refuse(owner: str, function: Callable[..., Any], given: Iterable[str]) -> No
     """
     Args:
         owner: its name in `FORMER` and in the message.
+        function: of a class that hands arguments on to its bases: the class.
         given: the arguments that it does not know.
 
     Raises:
@@ -87,10 +130,11 @@ def refuse(owner: str, function: Callable[..., Any], given: Iterable[str]) -> No
     for name in given:
         former = FORMER.get(owner, {}).get(name)
         if former is not None:
-            raise UnknownArgumentError(f"{owner} has no argument {name!r} any more; what took its place: {former}")
+            raise UnknownArgumentError(f"{owner} has no argument {name!r}; what takes its place: {former}")
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-        parameters = inspect.signature(function).parameters.items()
-        known = [key for key, parameter in parameters if key not in ("self", "run") and parameter.kind not in kinds]
+        owners = [kind.__init__ for kind in function.__mro__] if isinstance(function, type) else [function]  # type: ignore[misc]
+        parameters = {key: kind for each in owners for key, kind in inspect.signature(each).parameters.items()}
+        known = [key for key, it in parameters.items() if key not in ("self", "run") and it.kind not in kinds]
         near = get_close_matches(name, known, 1, cutoff=0.7)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
         raise UnknownArgumentError(f"{owner} has no argument {name!r}: {hint}")

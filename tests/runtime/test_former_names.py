@@ -12,24 +12,26 @@ from everstep.callbacks import ModelCheckpoint
 from everstep.checkpoint import ckpt
 from everstep.cli import main
 from everstep.errors import ConfigurationError, StorageError
-from everstep.strategies import DDPStrategy
+from everstep.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from everstep.strategies.missing import INSTEAD as OF_STRATEGIES
 from everstep.trainer.missing import INSTEAD
 from everstep.unknown_arguments import FORMER, UnknownArgumentError
 from everstep_protocol.reasons import Reason
 from tests.runtime.build import Net, loader, trainer
 
+STRATEGIES: tuple[Any, ...] = (DDPStrategy, FSDPStrategy, ModelParallelStrategy, DeepSpeedStrategy)
 FUNCTIONS: dict[str, Any] = {
     "Trainer": L.Trainer.__init__,
     "ModelCheckpoint": ModelCheckpoint.__init__,
     **{verb: getattr(L.Trainer, verb) for verb in ("fit", "validate", "test", "predict")},
+    **{kind.__name__: kind.__init__ for kind in STRATEGIES},
 }
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("gpus", "what took its place: devices and accelerator"),
+        ("gpus", "what takes its place: devices and accelerator"),
         ("resume_from_checkpoint", "trainer.fit(model, ckpt_path=…)"),
         ("checkpoint_callback", "enable_checkpointing=True or False"),
         ("replace_sampler_ddp", "use_distributed_sampler"),
@@ -48,16 +50,39 @@ def test_s03_a_former_argument_of_the_trainer_is_told_what_took_its_place(name: 
 
 def test_s03_former_arguments_of_verbs_and_callbacks(tmp_path: Path) -> None:
     runner = trainer(tmp_path, max_epochs=1)
-    with pytest.raises(TypeError, match=r"fit has no argument 'train_dataloader' any more; .*train_dataloaders,"):
+    with pytest.raises(TypeError, match=r"fit has no argument 'train_dataloader'; .*train_dataloaders,"):
         runner.fit(Net(), train_dataloader=loader())
-    with pytest.raises(TypeError, match=r"test has no argument 'test_dataloaders' any more; .*dataloaders="):
+    with pytest.raises(TypeError, match=r"test has no argument 'test_dataloaders'; .*dataloaders="):
         runner.test(Net(), test_dataloaders=loader())
     with pytest.raises(TypeError, match="argument 'return_prediction': did you mean 'return_predictions'"):
         runner.predict(Net(), loader(), return_prediction=False)
-    with pytest.raises(TypeError, match=r"ModelCheckpoint has no argument 'period' any more; .*every_n_epochs"):
+    with pytest.raises(TypeError, match=r"ModelCheckpoint has no argument 'period'; .*every_n_epochs"):
         ModelCheckpoint(period=2)
     with pytest.raises(TypeError, match="ModelCheckpoint has no argument 'save_top': did you mean 'save_top_k'"):
         ModelCheckpoint(save_top=2)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name", "message"),
+    [
+        (DDPStrategy, "ddp_comm_hook", "gradients are averaged as they are"),
+        (DDPStrategy, "cluster_environment", "Kubernetes and SLURM"),
+        (FSDPStrategy, "state_dict_type", "one file of whole tensors"),
+        (FSDPStrategy, "limit_all_gathers", "FSDP2 does so by itself"),
+        (ModelParallelStrategy, "save_distributed_checkpoint", "one file of whole tensors"),
+        (DeepSpeedStrategy, "zero_optimization", "stage=1, 2 or 3"),
+        (DDPStrategy, "find_unused_parameter", "did you mean 'find_unused_parameters'"),
+        (ModelParallelStrategy, "cpu_ofload", "did you mean 'cpu_offload'"),
+        (DeepSpeedStrategy, "time_out", "did you mean 'timeout'"),
+    ],
+)
+def test_s03_arguments_of_lightnings_strategies_are_told_what_takes_their_place(
+    strategy: Any, name: str, message: str
+) -> None:
+    with pytest.raises(UnknownArgumentError) as refused:
+        strategy(**{name: 1})
+    assert message in str(refused.value)
+    assert f"{strategy.__name__} has no argument {name!r}" in str(refused.value)
 
 
 @pytest.mark.parametrize("owner", FORMER)

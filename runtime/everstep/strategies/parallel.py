@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from everstep import unknown_arguments
 from everstep.environment import Environment
 from everstep.strategies.base import Strategy
 
@@ -29,7 +30,9 @@ class ParallelStrategy(Strategy):
         process_group_backend: str | None = None,
         timeout: timedelta | None = None,
         start_method: str | None = None,
+        **unknown: Any,
     ) -> None:
+        unknown_arguments.refuse(type(self).__name__, type(self), unknown)
         super().__init__()
         self.start_method = start_method
         self.process_group_backend = process_group_backend
