@@ -272,8 +272,6 @@ class Conformance:
     async def test_what_is_not_there_cannot_be_deleted(self, world: World, cluster: Cluster) -> None:
         with pytest.raises(NotFound):
             await cluster.delete_pod(world.run, "first-9-1", "some-uid", 0)
-        with pytest.raises(NotFound):
-            await cluster.evict_pod(world.run, "first-9-1")
 
     @story
     async def test_a_delete_asks_politely_first(self, world: World, cluster: Cluster) -> None:
@@ -299,15 +297,6 @@ class Conformance:
         await cluster.delete_pod(world.run, created.name, created.uid, 1)
         await cluster.delete_pod(world.run, created.name, created.uid, 3600)
         await gone(cluster, world.run)
-
-    @story
-    async def test_an_eviction_marks_the_pod_as_disrupted(self, world: World, cluster: Cluster) -> None:
-        created = await cluster.create_pod(world.run, pod(world, STUBBORN, grace_seconds=1))
-        await ready(world, created)
-        await cluster.evict_pod(world.run, created.name)
-        (going,) = await cluster.list_pods(world.run)
-        assert (going.terminating, going.disrupted) == (True, True)
-        await gone(cluster, world.run)  # after the pod's own grace
 
     @story
     async def test_a_deleted_pod_is_not_disrupted(self, world: World, cluster: Cluster) -> None:

@@ -4,6 +4,7 @@ import http.client
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -122,6 +123,19 @@ def test_wrong_token_is_refused(server: Server, method: str, path: str, token: s
     status, sentence = stranger.error(method, path, b"{}")
     assert status == 401
     assert "token" in sentence
+    stranger.connection.close()
+
+
+def test_nothing_is_kept_of_what_strangers_send(server: Server) -> None:
+    stranger, body = Client(server, token="a guess"), b" " * BODY_LIMIT
+    tracemalloc.start()
+    try:
+        for _ in range(2):  # on one connection: the next request begins where the body ended
+            assert stranger.error("POST", SYNC, body)[0] == 401
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < BODY_LIMIT / 2
     stranger.connection.close()
 
 

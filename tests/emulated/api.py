@@ -1,6 +1,6 @@
 """An API server in memory. Of the real one it keeps what an operator's correctness hangs on: resourceVersions that
 grow, uids, preconditions, label selectors, pages, watches that begin at a version or are told that it is gone, graceful
-deletion, the status subresource, evictions, and owners that take what they own along.
+deletion, the status subresource, and owners that take what they own along.
 """
 
 import asyncio
@@ -184,8 +184,6 @@ class EmulatedApi(kmock.KubernetesScaffold):
             raise Status(404, "NotFound", f'{plural} "{request.name}" not found')
         if method == "GET":
             return copy.deepcopy(item)
-        if request.subresource == "eviction":
-            return await self._evict(item)
         if method == "DELETE":
             return await self.delete(plural, item, data)
         _check(data, item, plural)
@@ -225,13 +223,6 @@ class EmulatedApi(kmock.KubernetesScaffold):
             await self.remove(plural, item)
             return changed
         return copy.deepcopy(await self.put(plural, changed))
-
-    async def _evict(self, item: Object) -> Object:
-        changed = copy.deepcopy(item)
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"}
-        changed["status"]["conditions"] = [*changed["status"].get("conditions", []), condition]
-        await self.delete("pods", await self.put("pods", changed), None)
-        return {"kind": "Status", "status": "Success"}
 
     # Lists and watches.
 

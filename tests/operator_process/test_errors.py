@@ -413,9 +413,13 @@ def test_a_run_whose_end_nobody_told_is_forgotten(world: World) -> None:
             for node in (0, 1):  # from the first pod on it is known
                 await cluster.create_pod(world.run, world.spec(node))
             assert cluster._applied.keys() == {world.run.metadata.uid}
+            cluster._complaints._heard[world.run.metadata.uid] = {}
+            cluster._coordinators._logged[world.run.metadata.uid] = "no route to host"
             for pod in world.api.of("pods"):
                 world.cluster.do(world.api.remove("pods", pod))
             await until(lambda: not cluster._applied)
+            assert not cluster._complaints._heard
+            assert not cluster._coordinators._logged
 
     asyncio.run(story())
 

@@ -45,7 +45,6 @@ class _Card:
     role: str
     node: int | None
     attempt: int
-    grace_seconds: float
 
 
 class LocalCluster:
@@ -106,7 +105,7 @@ class LocalCluster:
             folder.rename(folder.with_name(f".{spec.name}.{held.uid}"))  # the log of the one that had the name
             self._gone.discard(spec.name)
         run_uid = run.metadata.uid
-        card = _Card(spec.name, uuid.uuid4().hex, run_uid, spec.role, spec.node, spec.attempt, spec.grace_seconds)
+        card = _Card(spec.name, uuid.uuid4().hex, run_uid, spec.role, spec.node, spec.attempt)
         process = Process(folder)
         working_dir = self.working_dir / spec.working_dir if spec.working_dir else self.working_dir
         try:
@@ -133,11 +132,6 @@ class LocalCluster:
         if card.uid != uid:
             raise Conflict(f"the pod {name} has uid {card.uid}, not {uid}")
         process.end(grace_seconds)
-
-    async def evict_pod(self, run: TrainingRun, name: str) -> None:
-        card, process = self._find(run, name)
-        (process.folder / "evicted").touch()
-        process.end(card.grace_seconds)
 
     def _find(self, run: TrainingRun, name: str) -> tuple[_Card, Process]:
         for card, process in self._processes(run):
@@ -177,7 +171,7 @@ class LocalCluster:
             exit_code=state.exit_code,
             failure=_failure(process.folder),
             message=_message(state),
-            disrupted=_is_disrupted(state, process.folder),
+            disrupted=_is_disrupted(state),
             run_uid=card.run_uid,
             created=datetime.fromtimestamp((process.folder / "pod.json").stat().st_mtime, UTC),  # it is written once
         )
@@ -345,9 +339,9 @@ def _failure(folder: Path) -> Failure | None:
         return None
 
 
-def _is_disrupted(state: ProcessState, folder: Path) -> bool:
+def _is_disrupted(state: ProcessState) -> bool:
     """It had to go for a reason that is not its own."""
-    return state.by_lease or state.rebooted or state.stillborn or (folder / "evicted").exists()
+    return state.by_lease or state.rebooted or state.stillborn
 
 
 def _message(state: ProcessState) -> str:

@@ -104,10 +104,6 @@ class Cluster(Protocol):
         """
         ...
 
-    async def evict_pod(self, run: TrainingRun, name: str) -> None:
-        """As a drain does it: a delete that marks the pod `disrupted`. Raises NotFound."""
-        ...
-
     async def get_report(self, run: TrainingRun) -> Report | Silence | None:
         """GET /progress of the run's coordinator.
 

@@ -213,8 +213,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, verbs: dict[str, Callable[[bytes], None]]) -> None:
         try:
-            body = self._body()
-            self._admit()
+            length = self._length()
+            try:
+                self._admit()
+            except (Refusal, ProtocolMismatch):
+                self._drop(length)
+                raise
+            body = self.rfile.read(length)
             if self.path not in verbs:
                 raise Refusal(404, f"there is no {self.command} {self.path} here")
             verbs[self.path](body)
@@ -225,17 +230,21 @@ class _Handler(BaseHTTPRequestHandler):
         except codec.BadMessage as bad:
             self._send_error(400, str(bad))
 
-    def _body(self) -> bytes:
+    def _length(self) -> int:
         length = self.headers.get("Content-Length", "0")
         if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # where the next request begins is anybody's guess
             raise Refusal(400, "a request needs a Content-Length")
         if int(length) > BODY_LIMIT:
             self.close_connection = True
-            if int(length) <= 2 * BODY_LIMIT:
-                self.rfile.read(int(length))  # whoever is still sending would not hear the answer
+            self._drop(min(int(length), 2 * BODY_LIMIT))
             raise Refusal(400, f"a message of {length} bytes is too long; at most {BODY_LIMIT} are read")
-        return self.rfile.read(int(length))
+        return int(length)
+
+    def _drop(self, length: int) -> None:
+        """Whoever is still sending would not hear the answer; but nothing is kept of strangers."""
+        while length > 0 and (part := self.rfile.read(min(length, 1 << 14))):
+            length -= len(part)
 
     def _admit(self) -> None:
         given = self.headers.get("Authorization", "").encode()

@@ -259,6 +259,8 @@ class KubernetesCluster:
         """Runs whose end nobody told, because the watch had to begin anew. Too much forgotten is only done again."""
         known = {run.metadata.uid for run in self.runs()} | {i.pod.run_uid for v in self._pods.values() for i in v}
         self._applied = {uid: applied for uid, applied in self._applied.items() if uid in known}
+        self._complaints.forget_all_but(known)
+        self._coordinators.forget_all_but(known)
 
     # Pods.
 
@@ -304,14 +306,6 @@ class KubernetesCluster:
             view.wrote(seen(item))
         else:
             view.removed(run.metadata.uid, uid)
-
-    async def evict_pod(self, run: TrainingRun, name: str) -> None:
-        view, _ = self._of(run.metadata.namespace)
-        metadata = {"name": name, "namespace": run.metadata.namespace}
-        body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}
-        self._may_write()
-        view.doubt(run.metadata.uid)  # the answer does not hold the pod
-        await self._api.request("POST", f"{_pod_path(run, name)}/eviction", body=body)
 
     def _of(self, namespace: str) -> tuple[PodView, Informer]:
         namespace = namespace if namespace in self._pods else ""

@@ -275,7 +275,7 @@ def _is_collection(path: str) -> bool:
 
 
 def _resource(path: str) -> str:
-    """pods, pods/eviction, trainingruns/status, …"""
+    """pods, trainingruns/status, …"""
     parts = _below_version(path)
     return "/".join([*parts[:1], *parts[2:]])
 

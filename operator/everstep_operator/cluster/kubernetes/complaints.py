@@ -1,6 +1,6 @@
 """What is said of pods that do not start and do not say why: volumes that cannot be mounted show in Events only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -49,6 +49,9 @@ class Complaints:
 
     def forget(self, run_uid: str) -> None:
         self._heard.pop(run_uid, None)
+
+    def forget_all_but(self, run_uids: Set[str]) -> None:
+        self._heard = {uid: heard for uid, heard in self._heard.items() if uid in run_uids}
 
     async def _latest(self, item: Seen, now: datetime) -> Complaint:
         path = f"/api/v1/namespaces/{item.run.namespace}/events"

@@ -5,6 +5,7 @@ import hashlib
 import hmac
 import json
 import logging
+from collections.abc import Set
 from pathlib import Path
 
 import aiohttp
@@ -73,6 +74,9 @@ class Coordinators:
     def forget(self, run_uid: str) -> None:
         """It is over."""
         self._logged.pop(run_uid, None)
+
+    def forget_all_but(self, run_uids: Set[str]) -> None:
+        self._logged = {uid: why for uid, why in self._logged.items() if uid in run_uids}
 
     async def report(self, address: str, run_uid: str) -> Report | Silence:
         """What it answers is of this very moment: nothing is kept."""
