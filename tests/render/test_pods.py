@@ -199,6 +199,8 @@ def test_a_quota_of_cpu_limits_counts_every_container_of_ours() -> None:
             {"containers": [{"name": "trainer", "resources": {"limits": {"nvidia.com/gpu": 8}}}]},
             "the devices of trainer follow from accelerator: remove them there, and write accelerator.type: cuda",
         ),
+        ({"activeDeadlineSeconds": 60}, "which counts as a restart: write activeDeadlineSeconds of the run"),
+        ({"containers": [{"name": "train", "tty": True}]}, "has no image: write one, or name it trainer if"),
         (
             {"containers": [{"name": "pytorch", "image": "x"}]},
             "pytorch would be a sidecar, beside trainer, which trains",
@@ -264,6 +266,15 @@ def test_strategic_merge() -> None:
     assert merged(volumes=[{"$patch": "replace"}, {"name": "c"}])["volumes"] == [{"name": "c"}]
     assert [v["name"] for v in merged(volumes=[{"name": "c"}])["volumes"]] == ["a", "b", "c"]
     assert base["a"] == {"x": 1, "y": 2}  # not changed
+
+
+def test_a_volume_has_the_source_of_the_template() -> None:
+    """HOME on a claim, and memory for processes that is bounded: the rest of ours stays."""
+    claim = {"name": "home", "persistentVolumeClaim": {"claimName": "h"}}
+    pod = with_template(volumes=[claim, {"name": "shm", "emptyDir": {"sizeLimit": "8Gi"}}])
+    found = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert found["home"] == claim
+    assert found["shm"] == {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "8Gi"}}
 
 
 # --- companions -----------------------------------------------------------------------------------------------------

@@ -82,6 +82,7 @@ _POD_FIELDS = {
     "nodeName": "the scheduler places pods, away from lost nodes: write podTemplate.spec.nodeSelector",
     "terminationGracePeriodSeconds": "write trainer.terminationGracePeriodSeconds, which the launcher knows as well",
     "priorityClassName": "write scheduling.priorityClassName, which is the coordinator's as well",
+    "activeDeadlineSeconds": "it fails each pod, which counts as a restart: write activeDeadlineSeconds of the run",
 }
 _CONTAINER_FIELDS = {
     "image": "write trainer.image",
@@ -142,7 +143,10 @@ def _merge_list(base: list[Json], patch: list[Any], name: str, where: str) -> li
         if item.get(_DIRECTIVE) == "delete":
             items = [other for other in items if other.get(name) != item[name]]
         elif same:
-            items[same[0]] = strategic_merge(items[same[0]], item, where)
+            merged = strategic_merge(items[same[0]], item, where)
+            # A volume has one source: that of the patch, as kubectl has it by $retainKeys.
+            kept = item if where.rpartition(".")[2] == "volumes" else merged
+            items[same[0]] = {key: value for key, value in merged.items() if key in kept}
         else:
             items.append(dict(item))
     return items
@@ -216,6 +220,11 @@ def _check_sidecar(container: Mapping[str, Any], main: str) -> None:
         raise Refused(
             f"podTemplate.spec.containers: {container.get('name')} would be a sidecar, beside {main}, which trains and "
             "has the devices: write trainer.image, trainer.command, trainer.resources and accelerator instead"
+        )
+    if not {"image", _DIRECTIVE} & container.keys():
+        raise Refused(
+            f"podTemplate.spec.containers: {container.get('name')} is a sidecar, beside {main}, and has no image: "
+            f"write one, or name it {main} if the container that trains is meant"
         )
 
 
