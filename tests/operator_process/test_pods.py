@@ -71,6 +71,12 @@ def test_a_sidecar_that_never_ends_keeps_nothing_from_succeeding() -> None:
     assert not moment.sidecars_run, "its phase follows a moment after its last container"
 
 
+def test_since_when_it_runs_is_told_by_its_trainer_container() -> None:
+    assert pod(RUNNING).started == datetime(2026, 1, 1, 0, 0, 5, tzinfo=UTC)
+    assert pod(waiting("ContainerCreating"), "Pending").started is None
+    assert pod(ended(0)).started is None
+
+
 def test_a_sidecar_that_dies_is_no_failure() -> None:
     assert pod(RUNNING, sidecar=ended(1)).phase == "Running"
 

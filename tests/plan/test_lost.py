@@ -1,9 +1,11 @@
 """Nodes that do not answer: whose pods are forgotten, when, and where the replacement goes."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from everstep_operator.plan.lost import UNHEARD_SECONDS
 from everstep_operator.plan.model import CreatePod, DeletePod, Pod
 from everstep_protocol import labels
 from everstep_protocol.messages import LOST_SECONDS, Member, Report, RunState, Workers
@@ -23,6 +25,7 @@ from tests.plan.builders import (
     plan,
     pod,
     report,
+    run,
     running,
     then,
 )
@@ -206,6 +209,27 @@ def test_each_launcher_that_hangs_is_killed_and_replaced(later: float) -> None:
     assert (run.status.phase, coordinator.report.lost) == ("Running", ())
     assert len(coordinator.crew) == 3
     assert run.status.restarts.total == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "killed"),
+    [
+        ({}, True),
+        ({"seconds_up": UNHEARD_SECONDS - 1}, False),  # it had no coordinator to speak to for that long
+        ({"state": RunState.SUCCEEDED}, False),
+        ({"members": (member(0), member(1))}, False),
+    ],
+)
+def test_a_launcher_that_has_never_spoken_is_killed_once_it_should_have_given_up(
+    fields: dict[str, Any], killed: bool
+) -> None:
+    new = run(2)
+    begun = then(new, plan(new))
+    said = replace(heard(0, state=RunState.WAITING, generation=0, seconds_up=1_000.0), **fields)
+    pods = [pod(None), pod(0, started=at(0)), pod(1, created=at(0), started=at(500))]
+    assert plan(begun, pods, said, 500 + UNHEARD_SECONDS - 1).actions == (), "it may be about to speak"
+    after = plan(begun, pods, said, 500 + UNHEARD_SECONDS).actions
+    assert (DeletePod("run-1-1", "uid-of-run-1-1", 1.0) in after) == killed
 
 
 def test_a_launcher_that_spoke_again_or_has_a_successor_is_not_lost() -> None:

@@ -14,11 +14,13 @@ from everstep_operator.plan.observe import knows_who_is_there
 from everstep_operator.plan.pods import workers
 from everstep_operator.plan.silence import is_given_up
 from everstep_protocol import labels
-from everstep_protocol.messages import LOST_SECONDS, Report
+from everstep_protocol.messages import LOST_SECONDS, Report, RunState
 from everstep_protocol.reasons import Reason
 
 #: A launcher that the coordinator has lost has nothing to save: its generation is over.
 SILENT_GRACE_SECONDS = 1.0
+#: A launcher that finds no coordinator gives up after 300 s, and says why. One that has done neither by now hangs.
+UNHEARD_SECONDS = 360.0
 _MOST_EXCLUDED = 100
 
 
@@ -101,7 +103,7 @@ def _is_vouched_for(observed: Observed, pod: Pod) -> bool:
 
 
 def _is_silent(status: Status, observed: Observed, pod: Pod, now: datetime) -> bool:
-    """Its launcher has fallen silent, and the coordinator has not heard of it, or of another one of its node, since.
+    """Its launcher has fallen silent or never spoken, and no other one speaks for its node.
 
     Its node may be well and the launcher hang, so it is killed first, and waited for like any other pod that ends.
     """
@@ -110,7 +112,12 @@ def _is_silent(status: Status, observed: Observed, pod: Pod, now: datetime) -> b
         return False
     if any(member.node == pod.node for member in report.members):
         return False
-    return pod.name in report.lost or _is_the_last_loss(status, report, pod, now)
+    if pod.name in report.lost or _is_the_last_loss(status, report, pod, now):
+        return True
+    over = report.state in (RunState.SUCCEEDED, RunState.FAILED, RunState.STOPPED)
+    if over or pod.started is None or report.seconds_up is None:
+        return False
+    return min(report.seconds_up, (now - pod.started).total_seconds()) >= UNHEARD_SECONDS
 
 
 def _is_the_last_loss(status: Status, report: Report, pod: Pod, now: datetime) -> bool:

@@ -50,6 +50,7 @@ class Pod:
     gone_by: datetime | None = None
     machine: str = ""  # name of the Node that it is bound to; "": not yet
     created: datetime | None = None  # None: not told
+    started: datetime | None = None  # since when its main container has run; None: it does not, or nobody tells
     kept_from: tuple[str, ...] = ()  # Nodes that it was created to stay away from
     # Since when that Node's Ready condition has not been True; None: it is ready, or nobody may look (namespaced mode).
     # A Node that does not exist: since that was first known.

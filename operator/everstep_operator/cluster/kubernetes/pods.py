@@ -71,6 +71,7 @@ def seen(item: dict[str, Any]) -> Seen:
         gone_by=None if deleted is None else time(deleted),
         machine=spec.get("nodeName") or "",
         created=time(metadata["creationTimestamp"]),
+        started=time(begun) if (begun := (state.get("running") or {}).get("startedAt")) else None,
         kept_from=tuple(filter(None, (metadata.get("annotations") or {}).get(labels.KEPT_FROM, "").split(","))),
     )
     return Seen(
