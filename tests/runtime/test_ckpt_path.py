@@ -326,3 +326,15 @@ def test_a_file_of_an_epoch_that_the_fit_does_not_have_is_refused(tmp_path: Path
     with pytest.raises(ConfigurationError, match=r"of epoch 2, and Trainer\(max_epochs=1\).*raise max_epochs"):
         trainer(tmp_path, max_epochs=1).fit(Drops(), loader(shuffle=True), loader(), ckpt_path=folder / "s18.ckpt")
     trainer(tmp_path, max_epochs=2).fit(Drops(), loader(shuffle=True), loader(), ckpt_path=folder / "s18.ckpt")
+
+
+def test_new_layers_that_strict_loading_lets_pass_are_not_in_the_optimizers_state(tmp_path: Path, whole: Any) -> None:
+    class Larger(Drops):
+        strict_loading = False
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.more = torch.nn.Linear(1, 1)
+
+    with pytest.raises(ConfigurationError, match=r"the state of Adam does not fit: .*group.*strict=False"):
+        trainer(tmp_path, max_epochs=3).fit(Larger(), loader(), loader(), ckpt_path=whole[0] / "s7.ckpt")

@@ -28,8 +28,8 @@ class FSDPStrategy(ParallelStrategy):
     sharding_strategy: FULL_SHARD; SHARD_GRAD_OP keeps parameters together between forward and backward (more
         memory, less traffic); HYBRID_SHARD shards in groups of ranks and replicates over the groups.
     device_mesh: of HYBRID_SHARD, (replicas, shards); default: a group is a node.
-    auto_wrap_policy: which layers are gathered on their own: classes, or a function that says it of a layer;
-        default: the elements of each ModuleList, which is where repeated blocks are.
+    auto_wrap_policy: which layers are gathered on their own: classes, a function that says it of a layer, or one of
+        torch.distributed.fsdp.wrap's; default: the elements of each ModuleList, which is where repeated blocks are.
     cpu_offload: parameters, gradients and optimizer states stay in the host's memory between uses.
     activation_checkpointing_policy: which layers compute their forward again instead of keeping activations.
     mixed_precision: torch's MixedPrecisionPolicy; default: what the Trainer's precision means.

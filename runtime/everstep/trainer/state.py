@@ -119,7 +119,14 @@ def load(trainer: "Trainer", fit: "Fit", checkpoint: Tree) -> None:
                 "ones, or load the weights alone with load_from_checkpoint"
             )
         for owner, state in zip(owners, states, strict=True):
-            put(owner, state)
+            try:
+                put(owner, state)
+            except ValueError as why:  # of torch's optimizers: other groups, or as many parameters as the model had
+                raise ConfigurationError(
+                    f"the state of {type(owner).__name__} does not fit: {why}. Has the model changed, or what is "
+                    "trained of it? Take the change back, or load the weights alone: "
+                    "load_from_checkpoint(path, strict=False)"
+                ) from why
     precision = checkpoint.get(type(trainer.precision_plugin).__qualname__)
     if precision is not None:
         trainer.precision_plugin.load_state_dict(precision)
