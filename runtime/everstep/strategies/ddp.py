@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -76,17 +77,31 @@ class DDPStrategy(ParallelStrategy):
             self._quiet = before
 
     def share_gradients(self, module: nn.Module) -> None:
-        gradients = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
-        if self.world_size == 1 or self._quiet or not gradients:
+        """In one piece, of one size on all ranks: which parameters a step used may differ from rank to rank."""
+        parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        if self.world_size == 1 or self._quiet or not parameters:
             return
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        used = _flags(tuple(p.grad is not None for p in parameters), gradients[0].dtype, gradients[0].device)
+        flat = torch.cat([*(gradient.flatten() for gradient in gradients), used])
         dist.all_reduce(flat)
         flat /= self.world_size
-        parts = flat.split([gradient.numel() for gradient in gradients])  # type: ignore[no-untyped-call]
+        sizes = [*(gradient.numel() for gradient in gradients), len(parameters)]
+        *parts, used = flat.split(sizes)  # type: ignore[no-untyped-call]
         torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+        if any(parameter.grad is None for parameter in parameters):  # only then is the device waited for
+            for parameter, gradient, share in zip(parameters, gradients, used.tolist(), strict=True):
+                if share:
+                    parameter.grad = gradient
 
     def unwrap(self) -> None:
         self._wrapped.clear()
+
+
+@lru_cache(maxsize=64)
+def _flags(flags: tuple[bool, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, as the way to a device is one of those that wait for it."""
+    return torch.tensor(flags, dtype=dtype, device=device)
 
 
 def _settle_buckets(ddp: DistributedDataParallel, parameters: list[nn.Parameter]) -> None:

@@ -307,6 +307,27 @@ def test_s07_manual_optimisation_on_two_ranks(tmp_path: Path, strategy: str) -> 
     close(trained(tmp_path, 2, chosen, 2, **more), trained(tmp_path, **more))
 
 
+class Apart(ByHand):
+    """Each rank uses another part, and none uses the blocks."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        part = (self.first, self.last)[self.global_rank]
+        self.manual_backward(sum(parameter.square().sum() for parameter in part.parameters()))
+        assert all(p.grad is not None for part in (self.first, self.last) for p in part.parameters())
+        assert all(p.grad is None for p in self.blocks.parameters())
+        optimizer.step()
+
+    def on_train_end(self) -> None:
+        one, other = self.all_gather(torch.stack([parameter.detach().sum() for parameter in self.parameters()]))
+        assert torch.equal(one, other)
+
+
+def test_s07_ranks_that_use_other_parts_train_one_model(tmp_path: Path) -> None:
+    trained(tmp_path, 2, "ddp_fork", 2, model=Apart, gradient_clip_val=None)
+
+
 @pytest.mark.parametrize(("data_ranks", "tensor_ranks"), [(1, 2), (2, 2)])
 def test_s60_tensor_parallel_on_a_mesh(
     tmp_path: Path, alone: dict[str, Any], data_ranks: int, tensor_ranks: int
