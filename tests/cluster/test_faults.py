@@ -290,7 +290,8 @@ def test_pod_deleted_right_after_an_api_outage(start: Start, faults: Faults) -> 
     # One: the nodes are NotReady for a while after an outage, and nothing else of the run is replaced for that.
     (made,) = [event for event in changes_of_pods(run, faults, deleted) if event["verb"] == "create"]
     waited = datetime.fromisoformat(made["requestReceivedTimestamp"]).timestamp() - deleted
-    assert waited < 25, "others need 50 to 100 s; how long a kubelet then takes is not the operator's affair"
+    # Its own connections come back after up to half a minute, as the kubelets' do.
+    assert waited < 50, "others need 50 to 100 s; how long a kubelet then takes is not the operator's affair"
     assert goes_on(run)["phase"] == "Running"
 
 
